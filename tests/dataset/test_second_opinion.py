@@ -142,6 +142,8 @@ def test_a_worse_grade_chooses_prompt_split_and_column_and_a_milder_one_changes_
         for one in asked
     }
     assert len(set(systems.values())) == 3
+    page = (result.folder / "report.html").read_text(encoding="utf-8")
+    assert "Screen of the questions" in page
     told = result.manifest.counts["second_opinion"]["screen"]
     assert (told["n_read"], told["n_changed"], told["n_unread"]) == (3, 2, 0)
     assert told["found"] == {"explicit": 1, "violence": 1}

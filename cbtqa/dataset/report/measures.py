@@ -103,6 +103,18 @@ def labels_differ_table(counts: Mapping[str, Any], name: Name = str) -> Table:
     return Table(_columns("type", *kinds), rows)
 
 
+def opinions_table(counts: Mapping[str, Any]) -> Table:
+    """What further models graded worse or found unsafe, and where they gave no verdict."""
+    asked: dict[str, dict[str, Any]] = counts.get("second_opinion", {})
+    rows: list[list[Cell]] = []
+    for role, one in asked.items():
+        unread = ", ".join(f"{reason} {n}" for reason, n in one["unread"].items()) or None
+        rows.append(
+            [say(f"opinions.{role}"), one["model"], one["n_read"], one["n_changed"], unread]
+        )
+    return Table(_columns("who", "model", "read", "objected", "no_verdict"), rows)
+
+
 def reply_tables(counts: Mapping[str, Any]) -> list[Table]:
     """What a terminal shows of a manifest's counts: faulty replies, and labels that differ."""
     labels = counts.get("question_labels", {})
