@@ -154,17 +154,8 @@ def dry_run(
     resolved = resolve_for_run(resolved)
     given = resolved.values
     backbone = choose_backbone(given.backbone, given.revision, is_dry=True)
-    settings, notes = within_context(given, backbone)
-    if backbone.gated:
-        words = f"gated: accept the licence on the page of {backbone.hub_id}, hf auth login"
-        notes = (words, *notes)
-    if backbone.needs_conversion:
-        words = f"the run begins with a download and a conversion, once, into {cache_folder()}"
-        notes = (words, *notes)
     config = to_config(backbone)
-    if settings.packing and (reason := reason_to_pad(config)):
-        settings = settings.model_copy(update={"packing": False})
-        notes = (*notes, padding_note(backbone, reason))
+    settings, notes = _as_it_will_run(given, backbone, config)
     chat = _chat_on_this_machine(backbone, settings)
     splits = _read_splits(settings, chat, backbone, config.get_text_config().vocab_size)
     train, statistics = splits["train"], splits["train"].statistics(settings.loss_on)
@@ -201,6 +192,23 @@ def dry_run(
         cards=tuple(sizing.on(card, flops, total_tokens) for card in cards),
         example=_show_example(train, chat, settings),
     )
+
+
+def _as_it_will_run(
+    given: FinetuneSettings, backbone: Backbone, config: Any
+) -> tuple[FinetuneSettings, tuple[str, ...]]:
+    """The settings that the backbone allows, and what has to come first or differs."""
+    settings, notes = within_context(given, backbone)
+    if backbone.gated:
+        words = f"gated: accept the licence on the page of {backbone.hub_id}, hf auth login"
+        notes = (words, *notes)
+    if backbone.needs_conversion:
+        words = f"the run begins with a download and a conversion, once, into {cache_folder()}"
+        notes = (words, *notes)
+    if settings.packing and (reason := reason_to_pad(config)):
+        settings = settings.model_copy(update={"packing": False})
+        notes = (*notes, padding_note(backbone, reason))
+    return settings, notes
 
 
 def _read_splits(

@@ -103,15 +103,7 @@ def merge(
     refuse_existing(out)
     opened, recorded = read_adapter(adapter), read_base_record(adapter)
     backbone = find_base(opened.config, base, recorded, on_stage)
-    config_path = fetch(backbone.location, "config.json", revision=backbone.revision)
-    config: dict[str, Any] = read_json(config_path)
-    if config.get("quantization_config"):
-        raise ConfigError(
-            f"{backbone.display_name} holds quantised weights: merging into them would lose what "
-            "was learned",
-            hint="give the 16-bit model that it was made from: --base FOLDER",
-        )
-    backbone = backbone.model_copy(update={"revision": commit_of(config_path)})
+    backbone, config = _whole_base(backbone)
     found, notes = check_base(backbone, recorded)
     paths = find_weights(backbone.location, backbone.revision)
     outputs, why_whole = _planned(opened, paths, dtype, is_known=recorded is not None)
@@ -126,8 +118,8 @@ def merge(
     with building(out, plan) as folder:
         if why_whole:
             notes = (*notes, f"merged by peft with the whole base in memory: {why_whole}")
-            made = dtype or _main_dtype(outputs)
-            dtypes, config = {made}, _merge_whole(adapter, backbone, folder, made, shard_bytes)
+            dtypes = {made := dtype or _main_dtype(outputs)}
+            config = _merge_whole(adapter, backbone, folder, made, shard_bytes)
         _carry_tokenizer(opened, backbone, folder, thinking)
         carry_notices(backbone, folder)
         write_configs(folder, backbone, backbone, config, dtypes, adapter=adapter)
@@ -146,6 +138,19 @@ def merge(
         )
         write_json(folder / MERGE_RECORD, record)
     return record
+
+
+def _whole_base(backbone: Backbone) -> tuple[Backbone, dict[str, Any]]:
+    """The base by its commit, and its configuration; raises ConfigError for one in 4 bits."""
+    path = fetch(backbone.location, "config.json", revision=backbone.revision)
+    config: dict[str, Any] = read_json(path)
+    if config.get("quantization_config"):
+        raise ConfigError(
+            f"{backbone.display_name} holds quantised weights: merging into them would lose what "
+            "was learned",
+            hint="give the 16-bit model that it was made from: --base FOLDER",
+        )
+    return backbone.model_copy(update={"revision": commit_of(path)}), config
 
 
 def _planned(
