@@ -109,11 +109,8 @@ def merge(
     outputs, why_whole = _planned(opened, paths, dtype, is_known=recorded is not None)
     check_space(out, sum(output.n_bytes for output in outputs))
     files = tuple(map(describe_file, opened.weight_paths))
-    plan = {
-        "base": found.weights_sha256,
-        "adapter": [each.sha256 for each in files],
-        "settings": [dtype, shard_bytes, opened.config, cbtqa.__version__, thinking],
-    }
+    plan: dict[str, Any] = {"base": found.weights_sha256, "adapter": [f.sha256 for f in files]}
+    plan["settings"] = [dtype, shard_bytes, opened.config, cbtqa.__version__, thinking]
     dtypes = dtypes_of(outputs)
     with building(out, plan) as folder:
         if why_whole:
