@@ -44,7 +44,7 @@ def _reason(sentence: str) -> str:
     plain = sentence.replace("|", "/")
     for mark in ("not packed rows: ", "cannot be tuned: "):
         plain = plain.rpartition(mark)[2]
-    return re.sub(r"\s*\(.*\)$", "", plain)
+    return re.sub(r"\s*\(.*\)$|: pip install .*$", "", plain)
 
 
 def splice(text: str, table: str) -> str:

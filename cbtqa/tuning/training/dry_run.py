@@ -10,7 +10,7 @@ from its tokenizer where that is on this machine, else from characters:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -154,12 +154,8 @@ def dry_run(
     resolved = resolve_for_run(resolved)
     given = resolved.values
     backbone = choose_backbone(given.backbone, given.revision, is_dry=True)
-    settings, notes = within_context(given, backbone)
-    notes = (*_first_steps(backbone), *notes)
     config = to_config(backbone)
-    if settings.packing and (reason := reason_to_pad(config)):
-        settings = settings.model_copy(update={"packing": False})
-        notes = (*notes, padding_note(backbone, reason))
+    settings, notes = _as_it_will_run(given, backbone, config)
     chat = _chat_on_this_machine(backbone, settings)
     splits = _read_splits(settings, chat, backbone, config.get_text_config().vocab_size)
     train, statistics = splits["train"], splits["train"].statistics(settings.loss_on)
@@ -198,12 +194,21 @@ def dry_run(
     )
 
 
-def _first_steps(backbone: Backbone) -> Iterator[str]:
-    """What comes before the training itself, in words."""
-    if backbone.needs_conversion:
-        yield f"the run begins with a download and a conversion, once, into {cache_folder()}"
+def _as_it_will_run(
+    given: FinetuneSettings, backbone: Backbone, config: Any
+) -> tuple[FinetuneSettings, tuple[str, ...]]:
+    """The settings that the backbone allows, and what has to come first or differs."""
+    settings, notes = within_context(given, backbone)
     if backbone.gated:
-        yield f"gated: accept the licence on the page of {backbone.hub_id}, hf auth login"
+        words = f"gated: accept the licence on the page of {backbone.hub_id}, hf auth login"
+        notes = (words, *notes)
+    if backbone.needs_conversion:
+        words = f"the run begins with a download and a conversion, once, into {cache_folder()}"
+        notes = (words, *notes)
+    if settings.packing and (reason := reason_to_pad(config)):
+        settings = settings.model_copy(update={"packing": False})
+        notes = (*notes, padding_note(backbone, reason))
+    return settings, notes
 
 
 def _read_splits(

@@ -102,22 +102,21 @@ def merge(
     """
     refuse_existing(out)
     opened, recorded = read_adapter(adapter), read_base_record(adapter)
-    backbone, config = _at_one_commit(find_base(opened.config, base, recorded, on_stage))
+    backbone = find_base(opened.config, base, recorded, on_stage)
+    backbone, config = _whole_base(backbone)
     found, notes = check_base(backbone, recorded)
     paths = find_weights(backbone.location, backbone.revision)
     outputs, why_whole = _planned(opened, paths, dtype, is_known=recorded is not None)
     check_space(out, sum(output.n_bytes for output in outputs))
     files = tuple(map(describe_file, opened.weight_paths))
-    plan = {
-        "base": found.weights_sha256,
-        "adapter": [each.sha256 for each in files],
-        "settings": [dtype, shard_bytes, opened.config, cbtqa.__version__, thinking],
-    }
-    dtypes, made = dtypes_of(outputs), dtype or _main_dtype(outputs)
+    plan: dict[str, Any] = {"base": found.weights_sha256, "adapter": [f.sha256 for f in files]}
+    plan["settings"] = [dtype, shard_bytes, opened.config, cbtqa.__version__, thinking]
+    dtypes = dtypes_of(outputs)
     with building(out, plan) as folder:
         if why_whole:
             notes = (*notes, f"merged by peft with the whole base in memory: {why_whole}")
-            dtypes, config = {made}, _merge_whole(adapter, backbone, folder, made, shard_bytes)
+            dtypes = {made := dtype or _main_dtype(outputs)}
+            config = _merge_whole(adapter, backbone, folder, made, shard_bytes)
         _carry_tokenizer(opened, backbone, folder, thinking)
         carry_notices(backbone, folder)
         write_configs(folder, backbone, backbone, config, dtypes, adapter=adapter)
@@ -138,17 +137,17 @@ def merge(
     return record
 
 
-def _at_one_commit(backbone: Backbone) -> tuple[Backbone, dict[str, Any]]:
-    """The base held to the commit of its config.json, and that; refuses quantised weights."""
-    config_path = fetch(backbone.location, "config.json", revision=backbone.revision)
-    config: dict[str, Any] = read_json(config_path)
+def _whole_base(backbone: Backbone) -> tuple[Backbone, dict[str, Any]]:
+    """The base by its commit, and its configuration; raises ConfigError for one in 4 bits."""
+    path = fetch(backbone.location, "config.json", revision=backbone.revision)
+    config: dict[str, Any] = read_json(path)
     if config.get("quantization_config"):
         raise ConfigError(
             f"{backbone.display_name} holds quantised weights: merging into them would lose what "
             "was learned",
             hint="give the 16-bit model that it was made from: --base FOLDER",
         )
-    return backbone.model_copy(update={"revision": commit_of(config_path)}), config
+    return backbone.model_copy(update={"revision": commit_of(path)}), config
 
 
 def _planned(
