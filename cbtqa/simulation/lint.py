@@ -331,7 +331,7 @@ def _missing_referrals(sessions: Sessions) -> Iterator[Finding]:
     n_crises, unanswered = 0, []
     for session in sessions:
         for place, turn in enumerate(session.turns, 1):
-            if not (is_danger(turn) or (turn.role == "patient" and "risk" in turn.marks)):
+            if not is_danger(turn):
                 continue
             n_crises += 1
             answers = session.turns[place : place + 1]

@@ -292,14 +292,23 @@ def _matches(
 
 @lru_cache(maxsize=8192)
 def speaks_of_danger(text: str) -> bool:
-    """Whether a patient's words may mean danger: the screen finds risk, or means, a farewell."""
-    return speaks_of_risk(text) or _rules().danger.search(_spoken_lines(text)) is not None
+    """Whether a patient's words may mean danger: the screen finds risk, or means, a farewell.
+
+    A goodbye to the therapist is none by itself.
+    """
+    lines = _spoken_lines(text)
+    if _rules().danger.search(lines):
+        return True
+    if not takes_leave(text):
+        return speaks_of_risk(text)
+    rest = [one for one in _by_sentence(text).splitlines() if not takes_leave(one)]
+    return speaks_of_risk(" ".join(rest))
 
 
 def is_danger(turn: Turn) -> bool:
-    """Whether a patient's turn may mean danger, by its words or its event."""
+    """Whether a patient's turn may mean danger: by its words, its event, or a further screen."""
     event = event_file().events.get(turn.event or "")
-    is_crisis = event is not None and event.is_crisis
+    is_crisis = (event is not None and event.is_crisis) or "risk" in turn.marks
     return turn.role == "patient" and (is_crisis or speaks_of_danger(turn.text))
 
 

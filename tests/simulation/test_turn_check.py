@@ -173,7 +173,13 @@ def test_help_of_another_country_leaves_danger_unanswered() -> None:
 
 
 def test_a_written_part_that_stays_faulty_is_kept_with_its_marks(tmp_path: Path) -> None:
-    state = {"agenda": [], "homework": [], "conceptualisation": "-", "mood": None, "summary": "-"}
+    state: dict[str, Any] = {
+        "agenda": [],
+        "homework": [],
+        "conceptualisation": "-",
+        "mood": None,
+        "summary": "-",
+    }
     said = ["I am here.", "What came up?", "The bank.", DIAGNOSIS]
     roles = ("patient", "therapist")
     turns = [{"speaker": roles[n % 2], "text": text} for n, text in enumerate(said)]
