@@ -423,10 +423,10 @@ def difference_table(report: JudgeReport, names: Names | None = None) -> Table:
         )
         for one in report.differences
     ]
-    heads = [words["tables.difference"], words["tables.points"], "p", "Holm"]
+    heads = [words["tables.difference"], words["tables.points"], same("p"), same("Holm")]
     n_tests = sum(one.p is not None for one in report.differences)
     title = words["tables.differences"].fill(n=n_tests)
-    return Table([*heads, words["tables.won"], "n"], rows, title)
+    return Table([*heads, words["tables.won"], same("n")], rows, title)
 
 
 def agreement_table(report: JudgeReport, names: Names | None = None) -> Table:
