@@ -151,9 +151,8 @@ def evaluate(
     for error in report.errors[:max_errors]:
         rules = ", ".join(error.rules) or "no rule"
         show(f"{error.where}  {error.gold} -> {error.found}  {error.text}  {rules}")
-    if report.n_empty:
-        say(f"rows without a text, left out: {report.n_empty}")
-    say(f"{len(report.errors)} errors; {report.signature}")
+    empty = f"; rows without a text, left out: {report.n_empty}" if report.n_empty else ""
+    say(f"{len(report.errors)} errors; {report.signature}{empty}")
 
 
 @app.command()
