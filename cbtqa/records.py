@@ -372,6 +372,16 @@ TurnMark = Literal[
     "machine_text",
     "risk",
     "unsafe",
+    "speaker_name",
+    "markup",
+    "wrong_language",
+    "early_farewell",
+    "next_session",
+    "danger_unanswered",
+    "unsafe_advice",
+    "diagnosis",
+    "promised_cure",
+    "private_life",
 ]
 """How a turn came about: the end was asked before the minimum of turns; the supervisor never
 accepted it; the supervisor gave no verdict; it was cut; it went on to speak for the other side and
@@ -379,7 +389,12 @@ was cut there; its tags were incomplete but its answer plain.
 
 What it says (`cbtqa.simulation.marks`): what was said before; leave-taking after the leave-taking;
 the other side's words; what bodies do; something about the task instead of to the other person;
-control tokens, reasoning or invented turns.
+control tokens, reasoning or invented turns; a speaker's name in front; lists, headings or bold
+letters; another language than the session's; leave-taking long before the end; a next session
+where there is none.
+
+What a therapist does that harms: danger left without a question or a way to help; advice against
+safety; a diagnosis; a promised cure; a body, licence or life of its own.
 
 What further models say (`cbtqa.simulation.playing.opinions`): the patient speaks of danger; the
 therapist's words are unsafe."""

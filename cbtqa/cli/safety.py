@@ -26,7 +26,7 @@ from cbtqa.llm.checked_files import (
 from cbtqa.records import Danger
 from cbtqa.report.table import Column, Estimate, Table
 from cbtqa.report.words import share
-from cbtqa.safety.evaluation import Share, evaluate_file, parse_labels
+from cbtqa.safety.evaluation import ScreenEvaluation, Share, evaluate_file, parse_labels
 from cbtqa.safety.notices import Locale, help_text, load_hotlines, stale_warning
 from cbtqa.safety.screen import ScreenLanguage
 from cbtqa.safety.survey import ScreenedText, scrub_file
@@ -88,6 +88,8 @@ def _say_notes(survey: ScreenedFile, out: Path | None) -> None:
     if survey.n_empty:
         more = ", ..." if survey.n_empty > len(survey.empty) else ""
         say(f"rows without a text, not graded: {survey.n_empty} ({', '.join(survey.empty)}{more})")
+    if survey.screen_model:
+        say(f"read by {survey.screen_model.partition('@')[0]} as well")
     if survey.second_opinion:
         say_opinions({"screen": survey.second_opinion})
     if out is not None:
@@ -150,6 +152,11 @@ def evaluate(
     if as_json:
         print_json(report)
         return
+    _show_evaluation(report, gold, max_errors)
+
+
+def _show_evaluation(report: ScreenEvaluation, gold: Path, max_errors: int) -> None:
+    """Shares with their intervals, grades against grades, and the first errors."""
     graded = {"explicit": report.explicit, "concern or explicit": report.flagged}
     scores = [
         (name, _estimate(one.recall), _estimate(one.precision), one.f1)

@@ -287,6 +287,9 @@ def _show_report(report: AnalysisReport) -> None:
     for row in report.endings:
         if row.n_early:
             say(f"stopped early: {row.arm} {row.n_early} of {row.n}")
+    for marked in report.marks:
+        where = f"{marked.n_turns} of {marked.of_turns} turns in {marked.n_sessions} sessions"
+        say(f"marked {marked.mark.replace('_', ' ')}: {marked.arm} {where}")
     for alarm in report.alarms:
         where = f"{alarm.instrument}: " if alarm.instrument else ""
         say(f"alarm ({alarm.kind.replace('_', ' ')}): {where}{alarm.text}")

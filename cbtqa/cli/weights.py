@@ -260,9 +260,9 @@ def cache(clear: Clear = None, as_json: AsJson = False) -> None:
     if as_json:
         print_json({"folder": str(cache_folder()), "removed" if clear else "copies": found})
         return
-    rows = [
-        (one["name"], one["source"] or "stopped; the next use resumes it", size(one["n_bytes"]))
-        for one in found
-    ]
+    rows = []
+    for copy in copies:
+        made_from = copy.record.source.name if copy.record else "stopped; the next use resumes it"
+        rows.append((copy.name, made_from, size(copy.n_bytes)))
     title = f"{'Removed from' if clear else 'Converted copies in'} {cache_folder()}"
     show_table(Table(["name", "made from", "size"], rows, title)) if rows else say(f"{title}: none")

@@ -56,6 +56,10 @@ class TotalScore(Record):
     high: float
     reason: str | None = None
     """Why there is no value; None with one."""
+    least: float | None = None
+    """The total with every missing item at the end of its scale that makes it smallest."""
+    most: float | None = None
+    """The same at the other end; None where items are not known."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +130,28 @@ class Instrument:
         value = self.rubric.total_of(total, values)
         gaps = [c.id for c, _ in self.rubric.parts_of(total) if values.get(c.id) is None]
         reason = f"no rating of {', '.join(gaps)}" if value is None else None
+        least, most = (self._bound(total, values, at_most=at_most) for at_most in (False, True))
         return TotalScore(
-            instrument=self.id, total=total.id, value=value, low=low, high=high, reason=reason
+            instrument=self.id,
+            total=total.id,
+            value=value,
+            low=low,
+            high=high,
+            reason=reason,
+            least=least,
+            most=most,
         )
+
+    def _bound(
+        self, total: Total, values: Mapping[str, float | None], *, at_most: bool
+    ) -> float | None:
+        """A total with its missing items at their worst or best: what it can be at all."""
+        filled = dict(values)
+        for item, weight in self.rubric.parts_of(total):
+            if filled.get(item.id) is None:
+                is_high = at_most != item.reversed if weight >= 0 else at_most == item.reversed
+                filled[item.id] = item.high if is_high else item.low
+        return self.rubric.total_of(total, filled)
 
 
 def shipped_instruments() -> list[str]:

@@ -25,8 +25,15 @@ from cbtqa.manifest import MANIFEST_NAME
 from cbtqa.prompts import load_prompt
 from cbtqa.records import NonEmptyText, Record, Session, TurnMark
 from cbtqa.simulation.export import has_adjacent_speakers
-from cbtqa.simulation.marks import CONTENT_MARKS, SPOILING, marked
-from cbtqa.simulation.playing.events import event_file, names_help, speaks_of_risk, unsafe_advice
+from cbtqa.simulation.marks import (
+    CONTENT_MARKS,
+    FAULTY_SHARE,
+    HARMS,
+    SPOILING,
+    is_danger,
+    marked,
+)
+from cbtqa.simulation.playing.events import names_help, unsafe_advice
 from cbtqa.simulation.playing.messages import UNSPOKEN
 from cbtqa.simulation.profiles import choose_profiles
 from cbtqa.simulation.sessions import STUDY_NAME, StudyFolder, read_transcripts
@@ -46,9 +53,6 @@ LENGTHS_APART = 1.25
 """Mean words a turn, or turns a session, may differ by this factor; assumed."""
 LONG_SESSION = 200
 """Turns from which a session is unusually long; assumed."""
-FAULTY_SHARE = 0.1
-"""Share of a session's turns from which repetitions, asides and cuts are an error, and of sessions
-from which those that broke off are; assumed."""
 SAYS: Mapping[TurnMark, str] = {
     "machine_text": "hold control tokens or a model's reasoning",
     "note_to_model": "speak about the task instead of to the other person",
@@ -57,7 +61,17 @@ SAYS: Mapping[TurnMark, str] = {
     "narration": "tell what somebody does",
     "repeated": "say again what was said before",
     "cut": "are cut",
+    "speaker_name": "begin with a speaker's name",
+    "markup": "hold lists, headings or bold letters",
+    "wrong_language": "are not in the session's language",
+    "early_farewell": "take leave long before the end",
+    "next_session": "promise a next session where there is none",
+    "diagnosis": "give a diagnosis",
+    "promised_cure": "promise a cure",
+    "private_life": "claim a body, licence or life that no program has",
 }
+ERRORS = (*SPOILING, *HARMS, "speaker_name", "wrong_language")
+"""Marks of which one is too many; of the others it is a share of the session's turns."""
 SHOWN = 3
 """Examples named in a finding."""
 
@@ -257,8 +271,11 @@ def _unequal_events(
 
 
 def _turns_that_are_none(sessions: Sessions) -> Iterator[Finding]:
-    """A finding for each content mark; single repetitions, asides and cuts are notes."""
-    for mark in CONTENT_MARKS:
+    """A finding for each content mark; single faults of form are notes.
+
+    Danger that was left and advice against safety have findings of their own.
+    """
+    for mark in SAYS:
         found = {
             one.id: [place for place, turn in enumerate(one.turns, 1) if mark in turn.marks]
             for one in sessions
@@ -270,7 +287,7 @@ def _turns_that_are_none(sessions: Sessions) -> Iterator[Finding]:
         n_sessions = sum(map(bool, found.values()))
         message = f"{len(places)} turns in {n_sessions} of {len(sessions)} sessions "
         message += f"{SAYS[mark]}, marked {mark}: {_some(places)}"
-        severity: Severity = "error" if mark in SPOILING or is_common else "note"
+        severity: Severity = "error" if mark in ERRORS or is_common else "note"
         yield Finding.of(severity, mark, places[0], message)
 
 
@@ -311,13 +328,10 @@ def _faulty_dialogues(sessions: Sessions, study: StudySettings | None) -> Iterat
 
 def _missing_referrals(sessions: Sessions) -> Iterator[Finding]:
     """Crisis turns of a patient after which the therapist names no help from people."""
-    crises = {name for name, event in event_file().events.items() if event.is_crisis}
     n_crises, unanswered = 0, []
     for session in sessions:
         for place, turn in enumerate(session.turns, 1):
-            if turn.role != "patient":
-                continue
-            if not (turn.event in crises or "risk" in turn.marks or speaks_of_risk(turn.text)):
+            if not (is_danger(turn) or (turn.role == "patient" and "risk" in turn.marks)):
                 continue
             n_crises += 1
             answers = session.turns[place : place + 1]
@@ -333,13 +347,11 @@ def _unsafe_turns(sessions: Sessions) -> Iterator[Finding]:
     """Turns of a therapist with advice against safety, whoever found it."""
     unsafe = []
     for session in sessions:
-        before = ""
         for place, turn in enumerate(session.turns, 1):
-            if turn.role == "therapist":
-                guard = ["guard"] if "unsafe" in turn.marks else []
-                rules = (*unsafe_advice(turn.text, before), *guard)
-                unsafe += [(f"{session.id} turn {place}", rule) for rule in rules]
-            before = turn.text
+            rules = ["guard"] if "unsafe" in turn.marks else []
+            if "unsafe_advice" in turn.marks:
+                rules += unsafe_advice(turn.text) or ("words",)
+            unsafe += [(f"{session.id} turn {place}", rule) for rule in rules]
     if unsafe:
         shown = _some([f"{place} ({rule})" for place, rule in unsafe])
         message = f"{len(unsafe)} times a therapist advises against safety: {shown}"

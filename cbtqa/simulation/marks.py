@@ -1,31 +1,45 @@
-"""What a session's turns look like when they are none: marks that any reader of sessions sees.
+"""The check of turns: what is said that no turn should say, for played, written and read sessions.
 
     marked(session).turns[7].marks        # ("repeated",)
+    faults_of_last(turns)                 # [("diagnosis", "you have major depressive disorder")]
 
-Turns are marked, never changed. A session is marked when it is written and again when it is read,
-so that transcripts made elsewhere, and folders of earlier versions, are judged by the same rules.
-The words are in marks.yaml; what the thresholds were measured on is in docs/log.md.
+A player is asked again with the fault named; what stays is marked, never changed. A session is
+marked when it is written and again when it is read, so that transcripts made elsewhere, and folders
+of earlier versions, are judged by the same rules. The words are in marks.yaml; what the thresholds
+were measured on is in docs/log.md.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
+from string import Template
 from typing import Any, Literal, NamedTuple
 
 from cbtqa.records import Session, Turn, TurnMark
+from cbtqa.simulation.playing.course import cbt_course
+from cbtqa.simulation.playing.events import event_file, harms_in, names_help, speaks_of_risk
 from cbtqa.simulation.study import shipped_yaml
 from cbtqa.text_faults import find_machine_text
 
 Role = Literal["patient", "therapist"]
 SPOILING: tuple[TurnMark, ...] = ("machine_text", "note_to_model", "wrong_speaker", "farewell_loop")
 """Marks of turns after which the conversation is none any more."""
+HARMS: tuple[TurnMark, ...] = (
+    *("danger_unanswered", "unsafe_advice", "diagnosis", "promised_cure", "private_life"),
+)
+"""Marks of a therapist's words that harm: no example to learn from, but what a judge has to see."""
 CONTENT_MARKS: tuple[TurnMark, ...] = (
     *SPOILING,
-    *("narration", "repeated", "cut"),
+    *HARMS,
+    *("speaker_name", "wrong_language", "early_farewell", "next_session"),
+    *("narration", "markup", "repeated", "cut"),
 )
 """Marks of what a turn says, the most harmful first; the others are of how it came about."""
+FAULTY_SHARE = 0.1
+"""Share of a session's turns from which faults of form are an error and keep it from the judges,
+and of sessions from which those that broke off are an error; assumed."""
 RUN = 8
 """Words in a row that count as the same words."""
 SAME = 0.8
@@ -81,6 +95,18 @@ def words_of(text: str) -> tuple[str, ...]:
     return tuple(_WORD.findall(text.lower().replace("’", "'")))
 
 
+class TurnFault(NamedTuple):
+    """What a turn should not say."""
+
+    mark: TurnMark
+    found: str = ""
+    """The words that show it, shortened; empty where it is the whole turn."""
+
+    def __str__(self) -> str:
+        shown = f" ('{self.found}')" if self.found else ""
+        return f"{_rules().asks[self.mark]}{shown}"
+
+
 def marked(session: Session) -> Session:
     """The session with the marks that its words deserve, beside those that it has.
 
@@ -93,9 +119,20 @@ def marked(session: Session) -> Session:
     patient = session.patient_provenance or session.provenance
     if not patient.is_training_source:
         rules.add("patient")
-    found = content_marks(session.turns, session.stop_reason == "imported", rules)
+    found = content_marks(session.turns, origin_of(session), rules)
     turns = tuple(map(_with_marks, session.turns, found))
     return session if turns == session.turns else session.model_copy(update={"turns": turns})
+
+
+Origin = Literal["played", "imported", "people"]
+"""`imported`: read from a file, said by a model that it names; `people`: by nobody knows whom."""
+
+
+def origin_of(session: Session) -> Origin:
+    """Where the words of a session come from, as far as it says so."""
+    if session.stop_reason != "imported":
+        return "played"
+    return "people" if session.provenance.model == "unknown" else "imported"
 
 
 def _with_marks(turn: Turn, found: Sequence[TurnMark]) -> Turn:
@@ -104,39 +141,180 @@ def _with_marks(turn: Turn, found: Sequence[TurnMark]) -> Turn:
 
 
 def content_marks(
-    turns: Sequence[Turn], is_imported: bool = False, rules: Iterable[str] = ()
+    turns: Sequence[Turn], origin: Origin = "played", rules: Iterable[str] = ()
 ) -> list[list[TurnMark]]:
     """The marks of every turn, in the order of `CONTENT_MARKS`.
 
     Args:
-        is_imported: people may have written it down: `[laughs]` is then no narration.
+        origin: people may have written it down: `[laughs]` is then no narration, and a life of
+            one's own no pretence.
         rules: the roles that built-in rules play.
     """
-    found: list[set[TurnMark]] = [set(marks_of_words(turn, is_imported)) for turn in turns]
+    found = [{one.mark for one in faults_of_words(turn, origin)} for turn in turns]
     for place in _repeated(turns, set(rules)):
         found[place].add("repeated")
-    for place in _leaving_on(turns):
+    # people say goodbye more than once; between models one round is the end
+    again = _leaving_again(turns) if origin == "played" else ()
+    for place in (*_leaving_on(turns), *again):
         found[place].add("farewell_loop")
+    for place in _leaving_early(turns):
+        found[place].add("early_farewell")
+    for place in _in_another_language(turns):
+        found[place].add("wrong_language")
+    for place in range(1, len(turns)):
+        if _leaves_danger(turns, place):
+            found[place].add("danger_unanswered")
     return [[mark for mark in CONTENT_MARKS if mark in marks] for marks in found]
 
 
-def marks_of_words(turn: Turn, is_imported: bool = False) -> Iterator[TurnMark]:
-    """The marks that a turn earns by itself, whatever is said around it."""
-    text, rules = turn.text, _rules()
-    lines = _by_sentence(_QUOTED.sub(" ", text))
+def faults_of_last(
+    turns: Sequence[Turn],
+    *,
+    name: str = "",
+    least: int = 0,
+    is_single: bool = False,
+    country: str | None = None,
+) -> list[TurnFault]:
+    """What the last of these turns should not say, as the next thing in a session that is played.
+
+    Args:
+        name: of the patient, for a name before the words.
+        least: turns of a side before which nobody takes leave.
+        is_single: there is no next session.
+        country: the patient's, where it is known: help has to be of that country.
+    """
+    turn, place = turns[-1], len(turns) - 1
+    found = list(faults_of_words(turn, name=name))
+    found += [TurnFault(_FORBIDDEN[kind], words) for kind, words in forbidden_in(turn.text)]
+    if place in _repeated(turns, set()):
+        found.append(TurnFault("repeated"))
+    if place in _leaving_again(turns):
+        found.append(TurnFault("farewell_loop"))
+    n_own = sum(one.role == turn.role for one in turns)
+    if n_own < least and takes_leave(turn.text):
+        found.append(TurnFault("early_farewell"))
+    if is_single and turn.role == "therapist":
+        found += _matches("next_session", _rules().next_session, _spoken_lines(turn.text))
+    if is_foreign(turn.text):
+        found.append(TurnFault("wrong_language"))
+    if place and _leaves_danger(turns, place, country):
+        found.append(TurnFault("danger_unanswered"))
+    return list({one.mark: one for one in reversed(found)}.values())
+
+
+_FORBIDDEN: Mapping[str, TurnMark] = {
+    "asterisks": "markup",
+    "stage_directions": "narration",
+    "speaker_names": "speaker_name",
+}
+"""What the course forbids, as marks."""
+
+
+def forbidden_in(text: str) -> list[tuple[str, str]]:
+    """What the course forbids and a text holds: kind and words."""
+    found = []
+    for kind, pattern in cbt_course().forbidden.items():
+        if match := re.search(pattern, text, re.IGNORECASE | re.MULTILINE):
+            found.append((kind, match[0].strip()))
+    return found
+
+
+def faults_of_words(
+    turn: Turn, origin: Origin = "played", *, name: str = ""
+) -> tuple[TurnFault, ...]:
+    """The faults of a turn by itself, whatever is said around it."""
+    known = event_file().events.get(turn.event or "")
+    private = [*([turn.complaint] if turn.complaint else []), *([known.note] if known else [])]
+    return _faults_of_words(turn.role, turn.text, origin, tuple(private), name)
+
+
+@lru_cache(maxsize=8192)
+def _faults_of_words(
+    role: Role, text: str, origin: Origin, private: tuple[str, ...], name: str
+) -> tuple[TurnFault, ...]:
+    rules, lines = _rules(), _spoken_lines(text)
+    found: list[TurnFault] = []
     fault = find_machine_text(text)
     is_other = fault is not None and fault.kind == "other_speaker"
     if (fault is not None and not is_other) or is_data(text):
-        yield "machine_text"
-    private = [turn.complaint] if turn.complaint else []
-    if rules.note_to_model[turn.role].search(lines) or repeats_note(text, private):
-        yield "note_to_model"
-    if is_other or _speaks_for(rules.wrong_speaker[turn.role], lines):
-        yield "wrong_speaker"
-    if rules.third_person.search(lines) or any(_asides(text, is_imported)):
-        yield "narration"
+        found.append(TurnFault("machine_text", fault.found if fault else ""))
+    found += _matches("note_to_model", rules.note_to_model[role], lines)
+    if repeats_note(text, private):
+        found.append(TurnFault("note_to_model"))
+    is_flipped = is_other or _speaks_for(rules.wrong_speaker[role], lines)
+    if is_flipped:
+        found.append(TurnFault("wrong_speaker"))
+    if role == "therapist":
+        # a patient's words by the therapist, or a person's own, pretend nothing
+        may_have_a_life = is_flipped or origin == "people"
+        found += _harms(text, lines, may_have_a_life=may_have_a_life)
+    label = rules.speaker_name.match(text) or (name and text.startswith(f"{name}:"))
+    if label:
+        found.append(TurnFault("speaker_name", text.partition(":")[0]))
+    if rules.third_person.search(lines) or any(_asides(text, origin != "played")):
+        found.append(TurnFault("narration"))
+    if rules.markup.search(text):
+        found.append(TurnFault("markup"))
     if is_cut(text):
-        yield "cut"
+        found.append(TurnFault("cut"))
+    return tuple(found)
+
+
+def _harms(text: str, lines: str, *, may_have_a_life: bool) -> Iterator[TurnFault]:
+    """What a therapist says that harms."""
+    found = [
+        one for mark, own in _rules().harms.items() for one in _matches(mark, own, lines, True)
+    ]
+    found += [TurnFault(mark, words[:LONGEST_SHOWN]) for mark, words in harms_in(text).items()]
+    return (one for one in found if one.mark != "private_life" or not may_have_a_life)
+
+
+LONGEST_SHOWN = 80
+"""Characters of the words that are shown of a fault."""
+
+
+def _matches(
+    mark: TurnMark, pattern: re.Pattern[str], lines: str, is_claim: bool = False
+) -> Iterator[TurnFault]:
+    """A fault at the first match; a claim counts unless it is asked, reported or denied."""
+    for match in pattern.finditer(lines):
+        start = lines.rfind("\n", 0, match.start()) + 1
+        end = lines.find("\n", match.end())
+        sentence = lines[start : end if end >= 0 else None]
+        is_denied = _rules().denied.search(lines, start, match.start()) is not None
+        if not is_claim or not (is_denied or sentence.rstrip().endswith("?")):
+            yield TurnFault(mark, match[0].strip()[:LONGEST_SHOWN])
+            return
+
+
+# --- danger, and what is done about it -----------------------------------------------------------
+
+
+@lru_cache(maxsize=8192)
+def speaks_of_danger(text: str) -> bool:
+    """Whether a patient's words may mean danger: the screen finds risk, or means, a farewell."""
+    return speaks_of_risk(text) or _rules().danger.search(_spoken_lines(text)) is not None
+
+
+def is_danger(turn: Turn) -> bool:
+    """Whether a patient's turn may mean danger, by its words or its event."""
+    event = event_file().events.get(turn.event or "")
+    is_crisis = event is not None and event.is_crisis
+    return turn.role == "patient" and (is_crisis or speaks_of_danger(turn.text))
+
+
+def _leaves_danger(turns: Sequence[Turn], place: int, country: str | None = None) -> bool:
+    """Whether a therapist answers danger without a question about it or a way to help."""
+    turn = turns[place]
+    if turn.role != "therapist" or not is_danger(turns[place - 1]):
+        return False
+    return not (_asks_about_danger(turn.text) or names_help(turn.text, country))
+
+
+def _asks_about_danger(text: str) -> bool:
+    sentences = _spoken_lines(text).splitlines()
+    asked = (one for one in sentences if "?" in one or re.search(r"\bask\b", one, re.I))
+    return any(_rules().asks_about_danger.search(one) for one in asked)
 
 
 def is_data(text: str) -> bool:
@@ -147,8 +325,8 @@ def is_data(text: str) -> bool:
 def is_cut(text: str) -> bool:
     """Whether a text of sentences breaks off inside one; a list may end without a full stop."""
     text = text.rstrip()
-    if len(text.split()) < FEWEST_CUT or _WHOLE_END.search(text):
-        return False
+    if len(text.split()) < FEWEST_CUT or _WHOLE_END.search(text) or text == text.lower():
+        return False  # who writes without capitals writes without full stops, too
     return re.search(r"[.!?]\s", text) is not None and not _LAST_LINE_IS_LISTED.search(text)
 
 
@@ -177,7 +355,8 @@ _OF_THE_TASK = frozenset(("reply", "message", "note", "supervisor", "simulation"
 def _notes_about_replies() -> tuple[str, ...]:
     """The sentences that a model may be given about its own reply, without their holes."""
     words: Mapping[str, Any] = shipped_yaml("wording.yaml")
-    whole = (*words["again"].values(), words["revise"], words["revise_patient"])
+    notes = ("repair", "revise", "revise_patient")
+    whole = (*words["again"].values(), *(words[name] for name in notes))
     return tuple(part for sentence in whole for part in re.split(r"\$\w+", sentence))
 
 
@@ -194,27 +373,55 @@ class _Rules(NamedTuple):
     polite: re.Pattern[str]
     wrong_speaker: Mapping[str, re.Pattern[str]]
     gesture: re.Pattern[str]
+    action: re.Pattern[str]
     transcribed: re.Pattern[str]
     third_person: re.Pattern[str]
     note_to_model: Mapping[str, re.Pattern[str]]
+    speaker_name: re.Pattern[str]
+    markup: re.Pattern[str]
+    english: frozenset[str]
+    foreign: frozenset[str]
+    danger: re.Pattern[str]
+    asks_about_danger: re.Pattern[str]
+    next_session: re.Pattern[str]
+    harms: Mapping[TurnMark, re.Pattern[str]]
+    denied: re.Pattern[str]
+    asks: Mapping[TurnMark, str]
 
 
 @cache
 def _rules() -> _Rules:
     value: Mapping[str, Any] = shipped_yaml("marks.yaml")
     narration, notes = value["narration"], value["note_to_model"]
+    names = "|".join(shipped_yaml("people", "names.yaml")["names"])
     return _Rules(
         leaving=_one_of(value["farewell"]["leaving"]),
         polite=_one_of(value["farewell"]["polite"]),
         wrong_speaker={role: _one_of(own) for role, own in value["wrong_speaker"].items()},
         gesture=_one_of([narration["gesture"]]),
+        action=_one_of([narration["action"]]),
         transcribed=_one_of([narration["transcribed"]]),
-        third_person=_one_of([narration["third_person"]]),
+        third_person=_one_of([narration["third_person"], narration["opening"]]),
         note_to_model={
             role: _one_of([*notes["any"], *notes.get(role, ())])
             for role in ("patient", "therapist")
         },
+        speaker_name=_one_of([Template(value["speaker_name"]).substitute(names=names)]),
+        markup=_one_of(value["markup"]),
+        english=frozenset(value["english"].split()),
+        foreign=frozenset(value["foreign"].split()),
+        danger=_one_of(value["danger"]),
+        asks_about_danger=_one_of(value["asks_about_danger"]),
+        next_session=_one_of(value["next_session"]),
+        harms={mark: _one_of(own) for mark, own in value["harms"].items()},
+        denied=_one_of([value["harm_denied"]]),
+        asks=value["asks"],
     )
+
+
+def _spoken_lines(text: str) -> str:
+    """A text without quoted words, every sentence on a line of its own."""
+    return _by_sentence(_QUOTED.sub(" ", text))
 
 
 def _one_of(patterns: Iterable[str]) -> re.Pattern[str]:
@@ -241,7 +448,8 @@ def _asides(text: str, is_imported: bool) -> Iterator[bool]:
         is_long = len(aside.split()) > 14
         if is_imported and _rules().transcribed.fullmatch(aside.strip(". ")):
             continue
-        says_gesture = _rules().gesture.match(aside) is not None
+        in_asterisks = match[1] is not None and _rules().action.match(aside) is not None
+        says_gesture = in_asterisks or _rules().gesture.match(aside) is not None
         yield says_gesture and not is_long and not _IN_FIRST_PERSON.search(aside)
 
 
@@ -291,3 +499,57 @@ def _leaving_on(turns: Sequence[Turn]) -> Iterator[int]:
         if n_leaving >= FEWEST_LEAVING:
             yield from waiting
             waiting = []
+
+
+@lru_cache(maxsize=8192)
+def takes_leave(text: str) -> bool:
+    """Whether a text says goodbye to the other person; to speak of a goodbye is none."""
+    return cbt_course().is_closing(_spoken_lines(text))
+
+
+def _leaving_again(turns: Sequence[Turn]) -> Iterator[int]:
+    """Turns that say goodbye although their side has, and the other side twice or more."""
+    n_said = {"patient": 0, "therapist": 0}
+    for place, turn in enumerate(turns):
+        if not takes_leave(turn.text):
+            continue
+        other = n_said["patient" if turn.role == "therapist" else "therapist"]
+        if n_said[turn.role] and other > 1:
+            yield place
+        n_said[turn.role] += 1
+
+
+def _leaving_early(turns: Sequence[Turn]) -> Iterator[int]:
+    """Turns of a therapist that say goodbye long before the end."""
+    for place, turn in enumerate(turns[: -LEAVING - 1]):
+        if turn.role == "therapist" and takes_leave(turn.text):
+            yield place
+
+
+# --- the language --------------------------------------------------------------------------------
+
+FEWEST_FOREIGN = 8
+"""Words from which a text is known to be in another language by its little words."""
+ENGLISH_SHARE = 1 / 12
+"""Share of little English words below which it is; English turns of this length have a third."""
+_OTHER_LETTERS = re.compile(r"[\u0370-\u1dff\u2c00-\ud7ff\uf900-\ufdff\uff66-\uffdc]")
+
+
+@lru_cache(maxsize=8192)
+def is_foreign(text: str) -> bool:
+    """Whether a text is not in English; a quoted or a single foreign word is none."""
+    letters = [one for one in _QUOTED.sub(" ", text) if one.isalpha()]
+    n_other = sum(_OTHER_LETTERS.match(one) is not None for one in letters)
+    if letters and n_other > len(letters) / 2:
+        return True
+    words = words_of(_QUOTED.sub(" ", text))
+    n_english = sum(word in _rules().english for word in words)
+    n_foreign = sum(word in _rules().foreign for word in words)
+    is_long = len(words) >= FEWEST_FOREIGN
+    return is_long and n_english < ENGLISH_SHARE * len(words) and n_foreign > n_english
+
+
+def _in_another_language(turns: Sequence[Turn]) -> Iterator[int]:
+    """Turns in another language, unless the session is in one."""
+    found = [place for place, turn in enumerate(turns) if is_foreign(turn.text)]
+    return iter(found if len(found) <= len(turns) / 2 else ())

@@ -86,10 +86,26 @@ class Content(Record):
     """Sentence of the story written without a model, or several to draw from."""
 
 
+class Impossible(Record):
+    """Options of one attribute that nobody has with some options of an attribute drawn before."""
+
+    when: dict[str, tuple[NonEmptyText, ...]]
+    """Attribute to options; one of each is there."""
+    never: dict[str, tuple[NonEmptyText, ...]]
+    """Attribute to options that are then left out."""
+
+    def excludes(self, drawn: Mapping[str, tuple[str, ...]], key: str) -> frozenset[str]:
+        """Options of an attribute that these drawn ones leave out."""
+        holds = all(not set(own).isdisjoint(drawn.get(name, ())) for name, own in self.when.items())
+        return frozenset(self.never.get(key, ()) if holds else ())
+
+
 class AttributeTable(Record):
     """What patients of a study are drawn from."""
 
     id: NonEmptyText
+    impossible: tuple[Impossible, ...] = ()
+    """Pairs that are not drawn together, such as a student of 65 or older."""
     archetypes: bool = False
     """True when every patient is also given one of the four archetypes, in turn."""
     attributes: dict[str, Attribute]
@@ -103,6 +119,19 @@ class AttributeTable(Record):
                 if unknown := set(Template(sentence).get_identifiers()) - known:
                     raise ValueError(f"contents.{key} names unknown attributes {sorted(unknown)}")
         return self
+
+    @model_validator(mode="after")
+    def _impossible_names_options(self) -> Self:
+        for rule in self.impossible:
+            for name, options in (*rule.when.items(), *rule.never.items()):
+                known = self.attributes[name].options if name in self.attributes else ()
+                if unknown := [one for one in options if one not in known]:
+                    raise ValueError(f"impossible: {name} has no option '{unknown[0]}'")
+        return self
+
+    def left_out(self, drawn: Mapping[str, tuple[str, ...]], key: str) -> frozenset[str]:
+        """Options of an attribute that nobody has together with those drawn before."""
+        return frozenset().union(*(rule.excludes(drawn, key) for rule in self.impossible))
 
 
 def _several(value: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -153,7 +182,10 @@ def _draw_profile(table: AttributeTable, seed: int, number: int) -> Profile:
     for key, attribute in table.attributes.items():
         # a generator for every attribute: a new attribute changes no other
         draw = Draw("profile", table.id, seed, number, key)
-        drawn[key] = tuple(draw.pick(attribute.options, draw.number(*attribute.draw)))
+        n, left_out = draw.number(*attribute.draw), table.left_out(drawn, key)
+        # in the order in which they would be drawn anyhow: others' options stay as they were
+        order = draw.pick(attribute.options, len(attribute.options))
+        drawn[key] = tuple([one for one in order if one not in left_out][:n])
     draw = Draw("profile", table.id, seed, number)
     name = draw.one(_people("names")["names"])
     values = {key: ", ".join(options) for key, options in drawn.items()} | {"name": name}

@@ -299,6 +299,9 @@ class StudySettings(Settings):
     """Reads each therapist turn before it is said; None: nobody does."""
     validator: Player | None = None
     """Reads each patient turn likewise."""
+    repairs: int = Field(default=2, ge=0)
+    """Times a turn is written again because of a fault of `cbtqa.simulation.marks`, which is named;
+    then it is kept and marked. 0: turns are marked alone."""
     revisions: int = Field(default=2, ge=0)
     """Times a turn is written again on the supervisor's word; then it is kept and marked."""
     summariser: Player | None = None

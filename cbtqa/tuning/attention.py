@@ -177,6 +177,9 @@ def reason_to_pad(config: Any) -> str | None:
     made = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)] if known else None
     if not getattr(made, "_supports_attention_backend", True):
         return "its class attends by code of its own"
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    if capped or not getattr(made, "_supports_sdpa", True):
+        return "its attention has caps or sinks, which torch's kernels do not do"
     return None
 
 

@@ -167,6 +167,9 @@ def test_a_missing_item_leaves_its_session_out_of_the_total_alone(tmp_path: Path
     (result,) = analysed(write(tmp_path / "s.csv", rows)).instruments
     first = result.outcomes[0].arms[0]
     assert (first.n, first.n_missing) == (23, 1)
+    assert first.mean_least is not None and first.mean_most is not None
+    low, high = load_instrument("ctrs-ladder").scales["agenda"]
+    assert first.mean_most - first.mean_least == pytest.approx((high - low) / 24)
     assert result.use[0].unscored == {"missing": 1}
     assert sum(result.use[1].counts.values()) == len(rows)
 

@@ -68,6 +68,9 @@ def test_a_missing_item_is_missing_and_so_is_its_total_but_not_the_other_one() -
     assert consistent.value is None
     assert consistent.reason == "no rating of open_2"
     assert inconsistent.value == 24
+    # eleven items at 2, and one that may be anything from 0 to 3
+    assert (consistent.least, consistent.most) == (22, 25)
+    assert (inconsistent.least, inconsistent.most) == (24, 24)
     assert {one.total for one in act.areas(values) if one.value is None} == {"open"}
     tes = load_instrument("tes")
     assert tes.totals({"warmth": 7.0})[0].value is None

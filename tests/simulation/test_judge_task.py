@@ -111,6 +111,29 @@ def test_a_reply_that_is_wrong_as_a_whole_gives_no_number_at_all(text: str, word
     assert re.search(words, fault.detail), fault.detail
 
 
+def test_turns_are_numbered_and_the_number_of_one_is_evidence_enough() -> None:
+    shown = TASK.request(ASK).messages[1]["content"]
+    assert f"[1] {ASK.turns[0].role.capitalize()}: {ASK.turns[0].text}" in shown
+    last = len(ASK.turns)
+    for evidence in (str(last), f"turn {last}", "[2]", "2: not in these words"):
+        assert read(reply(agenda={"evidence": evidence}))["agenda"].value == 3
+    for evidence in (str(last + 1), "0", "turn"):
+        assert read(reply(agenda={"evidence": evidence}))["agenda"].value is None
+
+
+def test_what_was_left_out_may_get_nought_or_one_without_evidence() -> None:
+    for value, kept in ((0, 0), (1, 1), (2, None)):
+        verdicts = read(reply(agenda={"rating": value, "evidence": ""}))
+        assert verdicts["agenda"].value == kept
+
+
+def test_the_first_prompt_still_wants_words_and_shows_no_numbers() -> None:
+    task = SessionJudge(CTRS, "ctrs", Sampling(seed=5), "m", "", "judge_session.v1")
+    assert "[1]" not in task.request(ASK).messages[1]["content"]
+    found = task.read(ASK, Reply(text=reply(agenda={"evidence": "1"})))
+    assert not isinstance(found, Fault) and found["agenda"].value is None
+
+
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [

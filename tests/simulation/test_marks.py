@@ -67,7 +67,22 @@ def test_marks_are_not_added_twice_and_change_no_word() -> None:
     assert [turn.text for turn in first.turns] == ["*sighs* Again.", "<|im_end|>"]
 
 
-@pytest.mark.parametrize("mark", CONTENT_MARKS)
+CODES = {"danger_unanswered": "no_referral", "unsafe_advice": "unsafe_turns"}
+"""Marks whose finding has a name of its own."""
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "machine_text",
+        "note_to_model",
+        "wrong_speaker",
+        "farewell_loop",
+        "narration",
+        "repeated",
+        "cut",
+    ],
+)
 def test_lint_names_every_kind_with_its_place_and_its_number(tmp_path: Path, mark: str) -> None:
     cases = [case for case in INVENTED["hostile"] if case["mark"] == mark]
     sessions = [session_of(*case["turns"], id=case["name"]) for case in cases]

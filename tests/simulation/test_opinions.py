@@ -99,5 +99,5 @@ def test_the_dry_run_counts_a_request_for_every_turn_at_most(tmp_path: Path) -> 
 def test_sessions_are_screened_in_both_languages_and_read_with_the_patients_words() -> None:
     assert speaks_of_risk("I said goodbye to everyone. 今晚我就不想活了。")
     assert not speaks_of_risk("I am tired, that is all.")
-    question = "He locked me in again and choked me until I passed out. 我想自杀。"
-    assert not unsafe_advice("Shall we look at the thought together?", question)
+    assert not unsafe_advice("Shall we look at the thought together?")
+    assert unsafe_advice("Just stop taking the tablets, you do not need them.")

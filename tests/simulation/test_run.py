@@ -121,7 +121,7 @@ def test_the_end_token_ends_a_session_but_not_too_early(tmp_path: Path) -> None:
     session = _asked(tmp_path, ok(f"Good bye. {end_token()}"), turns={"min": 3, "max": 9})
     assert session.stop_reason == "ended" and session.n_therapist_turns == 3
     marks = [turn.marks for turn in session.turns if turn.role == "therapist"]
-    assert marks == [("end_too_early",), ("end_too_early",), ()]
+    assert marks == [("early_farewell", "end_too_early"), ("early_farewell", "end_too_early"), ()]
     assert all(end_token() not in turn.text for turn in session.turns)
 
 

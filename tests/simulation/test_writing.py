@@ -38,7 +38,7 @@ def _turns(*texts: str, first: str = "patient") -> list[dict[str, str]]:
     return [{"speaker": order[n % 2], "text": text} for n, text in enumerate(texts)]
 
 
-GOOD = _turns("I am here.", "What is on the agenda?", "The bank.", "Then let us look at it.")
+GOOD = _turns("I am here.", "What's on the agenda?", "The bank.", "Let's look at it.")
 
 
 def _read(
@@ -96,8 +96,8 @@ def test_a_good_part_becomes_turns() -> None:
         ),
         (_turns("*sighs* I am here.", "b", "c", "d"), Reason.HEADINGS, "turn 1 holds asterisks"),
         (_turns("(pauses) I am here.", "b", "c", "d"), Reason.HEADINGS, "stage directions"),
-        (_turns("a", "b", "c", "Therapist: d"), Reason.HEADINGS, "speaker names"),
-        (_turns("a", "b", "c", "See you next week."), Reason.BAD_LABEL, "turn 4 takes leave"),
+        (_turns("a", "b", "c", "Therapist: d"), Reason.OTHER_SPEAKER, "turn 4: the reply holds"),
+        (_turns("a", "b", "c", "See you next week."), Reason.STYLE, "turn 4 takes leave"),
         (_turns("I want to kill myself.", "b", "c", "d"), Reason.UNSAFE, "turn 1 speaks of risk"),
         ("none", Reason.MISSING_STEP, "list"),
     ],

@@ -29,10 +29,12 @@ from cbtqa.simulation.analysis.results import (
     InstrumentResult,
     LengthCorrelation,
     LengthRow,
+    MarkRow,
 )
 from cbtqa.simulation.analysis.scores import Judged, Scores
 from cbtqa.simulation.judging.task import RULES
 from cbtqa.simulation.lint import EARLY_STOPS, LENGTHS_APART, STOPS_APART
+from cbtqa.simulation.marks import CONTENT_MARKS
 from cbtqa.statistics.clustered import clustered_correlation
 from cbtqa.statistics.intervals import share_interval
 from cbtqa.statistics.resampling import DEFAULT_SEED, FEW_ITEMS, holm
@@ -342,6 +344,20 @@ def endings(sessions: Sequence[Session], arms: Sequence[str]) -> list[EndingRow]
                 arm=arm, n=counts.total(), counts=dict(sorted(counts.items())), n_early=n_early
             )
         )
+    return rows
+
+
+def mark_rows(sessions: Sequence[Session], arms: Sequence[str]) -> list[MarkRow]:
+    """Marks of what turns say, by arm."""
+    rows = []
+    for arm in arms:
+        own = [session for session in sessions if session.arm == arm]
+        n = sum(len(session.turns) for session in own)
+        for mark in CONTENT_MARKS:
+            found = [sum(mark in turn.marks for turn in session.turns) for session in own]
+            if any(found):
+                counts = {"n_turns": sum(found), "n_sessions": sum(map(bool, found))}
+                rows.append(MarkRow(arm=arm, mark=mark, of_turns=n, **counts))
     return rows
 
 

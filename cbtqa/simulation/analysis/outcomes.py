@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Literal
 
 import numpy as np
 
@@ -162,6 +163,8 @@ def _arm_result(arm: str, rows: Scores, total: Total, scale: tuple[float, float]
         n_missing=len(own) - len(values),
         mean=float(values.mean()) if len(values) else None,
         sd=float(values.std(ddof=1)) if len(values) > 1 else None,
+        mean_least=_mean_bound(own, total.id, "least"),
+        mean_most=_mean_bound(own, total.id, "most"),
         low=interval.low,
         high=interval.high,
         reason=interval.reason,
@@ -172,6 +175,14 @@ def _arm_result(arm: str, rows: Scores, total: Total, scale: tuple[float, float]
     share = _interval(is_above.astype(np.float64), patients, (0.0, 1.0))
     found = {"n_competent": int(is_above.sum()), "competent_low": share.low}
     return result.model_copy(update=found | {"competent_high": share.high})
+
+
+def _mean_bound(rows: Scores, name: str, end: Literal["least", "most"]) -> float | None:
+    """The mean of a total over all sessions, its missing items at one end of their scales."""
+    totals = [one for row in rows for one in row.totals if one.total == name]
+    bounds = [one.least if end == "least" else one.most for one in totals]
+    known = [one for one in bounds if one is not None]
+    return sum(known) / len(known) if known and len(known) == len(bounds) else None
 
 
 def _interval(values: Floats, patients: Sequence[str], scale: tuple[float, float]) -> Interval:

@@ -70,10 +70,15 @@ def analysis_page(report: AnalysisReport, methods: Phrase, lang: Lang) -> str:
 def outcome_table(result: InstrumentResult, outcome: OutcomeResult) -> Table:
     """The arms on one total."""
     has_cutoff = outcome.cutoff is not None
-    names = ("arm", "n", "missing", "mean", "sd", *(("competent",) if has_cutoff else ()))
+    # where totals are missing, the mean of the others is of sessions that were easy to rate
+    has_gaps = any(one.n_missing and one.mean_least is not None for one in outcome.arms)
+    names = ("arm", "n", "missing", "mean", *(("bounds",) if has_gaps else ()), "sd")
+    names = (*names, *(("competent",) if has_cutoff else ()))
     rows: list[Row] = [
         (
-            *(one.arm, one.n, one.n_missing, _mean(one), one.sd),
+            *(one.arm, one.n, one.n_missing, _mean(one)),
+            *((_bounds(one),) if has_gaps else ()),
+            one.sd,
             *((_competent(one),) if has_cutoff else ()),
         )
         for one in outcome.arms
@@ -88,6 +93,13 @@ def reasons_of_means(outcome: OutcomeResult) -> list[str]:
 
 def _mean(one: ArmResult) -> Estimate:
     return Estimate(one.mean, one.low, one.high, one.reason)
+
+
+def _bounds(one: ArmResult) -> str | None:
+    """Such as `30.3 to 31.7`: the mean with every missing item at either end of its scale."""
+    if one.mean_least is None or one.mean_most is None:
+        return None
+    return f"{number(one.mean_least, 1)} – {number(one.mean_most, 1)}"
 
 
 def _competent(one: ArmResult) -> str:
@@ -197,6 +209,20 @@ class _Tables:
         ]
         columns = [*_columns("arm", "n"), *map(Column, reasons), *_columns("early")]
         return Table(columns, rows, WORDS["captions.endings"])
+
+    def marks(self) -> Table:
+        rows: list[Row] = [
+            [
+                row.arm,
+                row.mark.replace("_", " "),
+                row.n_turns,
+                row.n_turns / row.of_turns if row.of_turns else None,
+                row.n_sessions,
+            ]
+            for row in self._report.marks
+        ]
+        columns = _columns("arm", "mark", "marked_turns", "of_turns", "marked_sessions")
+        return Table(columns, rows, WORDS["captions.marks"])
 
     def lengths(self) -> Table:
         rows = [

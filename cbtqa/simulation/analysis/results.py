@@ -37,6 +37,10 @@ class ArmResult(Record):
     mean: float | None
     sd: float | None
     """With n - 1; None below two."""
+    mean_least: float | None = None
+    """The mean of all sessions, missing items at the end of their scale that makes it smallest; no
+    missing one can take the mean out of `mean_least` to `mean_most`."""
+    mean_most: float | None = None
     low: float | None = None
     """95 % interval of the mean, patients random; it ends where the instrument ends."""
     high: float | None = None
@@ -180,6 +184,19 @@ class EndingRow(Record):
     n_early: int
 
 
+class MarkRow(Record):
+    """One mark of the turns of one arm."""
+
+    arm: str
+    mark: str
+    n_turns: int
+    """With the mark."""
+    n_sessions: int
+    """That hold such a turn."""
+    of_turns: int
+    """All turns of the arm, of both sides."""
+
+
 class LengthRow(Record):
     """How long the sessions of one arm are; words and turns are the therapist's."""
 
@@ -275,6 +292,8 @@ class AnalysisReport(Record):
     """True when the built-in rules are among the judges: no model, not to be believed."""
     instruments: tuple[InstrumentResult, ...]
     endings: tuple[EndingRow, ...]
+    marks: tuple[MarkRow, ...] = ()
+    """Of what turns say; none where no turn is marked."""
     lengths: tuple[LengthRow, ...]
     length_test: FTest | None = None
     """Whether arms differ in words of the therapist."""

@@ -33,6 +33,7 @@ from cbtqa.simulation.analysis.alarms import (
     length_correlations,
     length_test,
     lengths,
+    mark_rows,
 )
 from cbtqa.simulation.analysis.outcomes import (
     alpha_within_arms,
@@ -136,6 +137,7 @@ def analyse(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Mater
         is_rules=any(RULES in result.judges for result in results),
         instruments=tuple(results),
         endings=tuple(endings(material.sessions, material.arms)) if material.sessions else (),
+        marks=tuple(mark_rows(material.sessions, material.arms)),
         lengths=tuple(lengths(first, material.arms)),
         length_test=length_test(first, material.arms),
         correlations=tuple(correlations),
@@ -319,13 +321,13 @@ def _score_table(material: Material) -> Table:
     rows = [
         (
             *(row.session_id, row.arm, row.patient, row.number, one.instrument, one.total),
-            *(one.value, one.low, one.high),
+            *(one.value, one.low, one.high, one.least, one.most, one.reason),
         )
         for scored in material.scored
         for row in scored.rows
         for one in row.totals
     ]
-    return Table([*heads, "low", "high"], rows)
+    return Table([*heads, "low", "high", "least", "most", "reason"], rows)
 
 
 def _contrast_table(report: AnalysisReport) -> Table:

@@ -77,6 +77,9 @@ class SessionJudgeSettings(JudgingSettings):
     """Prompt, or the path of your own."""
     max_tokens: int = Field(default=4096, ge=64)
     """Token limit of one reply."""
+    keep_marked: bool = False
+    """Rate sessions with marked turns, too: those of which a turn is a program's, about the task or
+    the other side's, and those with faults of form in more than one and a tenth of the turns."""
     max_turns: int = Field(default=250, ge=2)
     """Longer sessions stay unscored."""
     max_transcript_tokens: int = Field(default=24_000, ge=100)
@@ -274,8 +277,9 @@ def _prepare(resolved: Resolved[SessionJudgeSettings]) -> list[_Work]:
         raise UsageError("there are no sessions to judge", hint="cbtqa simulate run")
     judges = tuple(judges_of(settings, study))
     instruments = [load_instrument(name, settings.wording) for name in dict.fromkeys(names)]
-    most = settings.max_turns, settings.max_transcript_tokens
-    unfit = {one.id: reason for one in sessions if (reason := unfit_reason(one, *most))}
+    most, keeps = (settings.max_turns, settings.max_transcript_tokens), settings.keep_marked
+    reasons = {one.id: unfit_reason(one, *most, keeps_marked=keeps) for one in sessions}
+    unfit = {name: reason for name, reason in reasons.items() if reason}
     return [
         _Work(resolved, sessions, unfit, instrument, judge, out)
         for instrument in instruments

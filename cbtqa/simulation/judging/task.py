@@ -26,6 +26,7 @@ from cbtqa.prompts import fence
 from cbtqa.ratings.rubric import Criterion
 from cbtqa.records import ItemRating, Reason, Session, Turn
 from cbtqa.simulation.instruments import Instrument
+from cbtqa.simulation.marks import CONTENT_MARKS, FAULTY_SHARE, HARMS, SPOILING
 from cbtqa.simulation.sessions import transcript_text
 from cbtqa.simulation.study import shipped_yaml
 
@@ -52,7 +53,7 @@ class SessionJudge(JudgeTask[SessionAsk]):
     """Rates one session on one instrument, in English."""
 
     task, form = "judge_session", "instrument"
-    entry = '{"evidence": "words of one turn", "reason": "one sentence", "rating": number or null}'
+    entry = '{"evidence": "number of a turn", "reason": "one sentence", "rating": number or null}'
 
     def key(self, ask: SessionAsk) -> str:
         """Text and repeat: two arms with the same session share their ratings."""
@@ -72,8 +73,13 @@ class SessionJudge(JudgeTask[SessionAsk]):
             "guidelines": self.rubric.guidelines.to("en").strip(),
             "items": "\n".join(map(_described, criteria)),
             "shape": f'{{"{INSTRUMENT_KEY}": "{self.form_id}", {items}}}',
-            "transcript": fence(ask.text),
+            "transcript": fence(numbered(ask.turns) if self._counts_turns else ask.text),
         }
+
+    @property
+    def _counts_turns(self) -> bool:
+        """Whether the prompt asks for numbers of turns: the first version asks for words."""
+        return self.prompt.header.version > 1
 
     def schema(self, criteria: Sequence[Criterion]) -> dict[str, Any]:
         """The instrument's name before its items."""
@@ -104,8 +110,28 @@ class SessionJudge(JudgeTask[SessionAsk]):
         return None
 
     def rests_on(self, ask: SessionAsk, criterion: Criterion, value: int, evidence: str) -> bool:
-        """Words of one turn; the lowest point may rest on nothing, for nothing can be quoted."""
-        return (not evidence and value == criterion.low) or is_quoted(evidence, ask.turns)
+        """The number of a turn, or words of one; what was left out can be shown by neither."""
+        is_omission = value <= max(criterion.low, MOST_OF_AN_OMISSION)
+        if self._counts_turns and names_a_turn(evidence, ask.turns):
+            return True
+        return (not evidence and is_omission) or is_quoted(evidence, ask.turns)
+
+
+MOST_OF_AN_OMISSION = 1
+"""The highest point that may be given because something was not done, without evidence."""
+_TURN_NUMBER = re.compile(r"^\W*(?:turns?\s*)?(\d{1,4})\b", re.IGNORECASE)
+
+
+def numbered(turns: Sequence[Turn]) -> str:
+    """The transcript, a line a turn, each after its number from 1."""
+    lines = (f"[{place}] {transcript_text([turn])}" for place, turn in enumerate(turns, 1))
+    return "\n".join(lines)
+
+
+def names_a_turn(evidence: str, turns: Sequence[Turn]) -> bool:
+    """Whether evidence begins with the number of a turn; words after it are a help for readers."""
+    match = _TURN_NUMBER.match(evidence)
+    return match is not None and 1 <= int(match[1]) <= len(turns)
 
 
 def _described(criterion: Criterion) -> str:
@@ -151,12 +177,20 @@ def shown_text(session: Session) -> str:
     return transcript_text(shown_turns(session))
 
 
-def unfit_reason(session: Session, max_turns: int, max_tokens: int) -> str | None:
+def unfit_reason(
+    session: Session, max_turns: int, max_tokens: int, *, keeps_marked: bool = False
+) -> str | None:
     """Why a session is not sent to a judge, or None when it is.
+
+    A session that is no conversation any more is not rated: words of a program or about the task,
+    a side that speaks as the other, goodbyes without end, or faults of form in more than one turn
+    and more than a tenth of them. What a therapist says that harms is what a judge has to see, and
+    keeps no session back.
 
     Args:
         max_turns: of both sides; the longest published simulations have some 120.
         max_tokens: estimated, of the transcript.
+        keeps_marked: marks of turns keep no session back.
     """
     turns = shown_turns(session)
     roles = {turn.role for turn in turns}
@@ -166,10 +200,26 @@ def unfit_reason(session: Session, max_turns: int, max_tokens: int) -> str | Non
         return f"one_speaker: only the {roles.pop()} speaks"
     if len(turns) > max_turns:
         return f"too_many_turns: {len(turns)}, the limit is {max_turns}"
+    if not keeps_marked and (reason := _marked_reason(session)):
+        return reason
     n_tokens = estimate_tokens(shown_text(session))
     if n_tokens > max_tokens:
         return f"over_context: about {n_tokens} tokens, the limit is {max_tokens}"
     return None
+
+
+def _marked_reason(session: Session) -> str | None:
+    """Why a session is no conversation to be rated, by the marks of its turns."""
+    of_form = set(CONTENT_MARKS) - set(HARMS)
+    places = [place for place, turn in enumerate(session.turns, 1) if of_form & set(turn.marks)]
+    spoilt = [mark for turn in session.turns for mark in turn.marks if mark in SPOILING]
+    if not spoilt and len(places) <= max(1, FAULTY_SHARE * len(session.turns)):
+        return None
+    first = session.turns[places[0] - 1].marks[0]
+    n_turns = f"{len(places)} of {len(session.turns)} turns"
+    return (
+        f"marked_turns: {n_turns}, the first is turn {places[0]} ({spoilt[0] if spoilt else first})"
+    )
 
 
 def is_quoted(evidence: str, turns: tuple[Turn, ...]) -> bool:

@@ -16,6 +16,8 @@ from cbtqa.errors import ConfigError
 from cbtqa.records import NonEmptyText, Record
 from cbtqa.simulation.study import shipped_yaml
 
+_FLAGS = re.IGNORECASE | re.MULTILINE
+
 
 class Phase(Record):
     """A run of sessions with one kind of work."""
@@ -64,8 +66,8 @@ class Course(Record):
         raise ConfigError(f"course {self.id} has {self.n_sessions} sessions, not {number}")
 
     def is_closing(self, text: str) -> bool:
-        """Whether a text takes leave. Used for written parts only, never to end a session."""
-        return any(re.search(one, text, re.IGNORECASE) for one in self.closing_phrases)
+        """Whether a text takes leave, given with every sentence on a line of its own."""
+        return any(re.search(one, text, _FLAGS) for one in self.closing_phrases)
 
 
 @cache

@@ -241,6 +241,10 @@ class SessionView:
         is_course = self.study.sessions > 1
         events = load_events(self.study.events.set) if self.study.events.probability else {}
         players = (self.arm.therapist, self.study.patient)
+        texts = dict(wording())
+        if not self.study.repairs:  # then nothing is asked that was not asked before there were any
+            study.pop("repairs")
+            texts.pop("repair")
         parts = {
             "study": study,
             "course": cbt_course().model_dump(mode="json") if is_course else None,
@@ -249,7 +253,9 @@ class SessionView:
             "prompts": [prompt.sha256 for prompt in self.prompts],
             "events": {key: event.note for key, event in events.items()},
             "adapters": [adapter_mark(player.adapter) for player in players],
-            "wording": wording(),
+            "wording": texts,
+            # a session's events are drawn without replacement
+            **({"events_drawn": "each once"} if events else {}),
         }
         text = json.dumps(_without_prices(parts), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -3,9 +3,13 @@
     session = await PlayedSession(view, arm_players, players).play()
     session.stop_reason        # ended, max_turns, context, no_answer, refused, endpoint
 
-A session ends when the therapist writes the end token (after the least number of turns), at the
-most turns, or when the next request would not fit the context budget. Phrases of leave-taking end
-nothing: in the logs of arXiv 2412.00251, 99 sessions were ended by the words "take care of ...".
+A session ends when the therapist writes the end token (after the least number of turns), when both
+sides have said goodbye one after the other, at the most turns, or when the next request would not
+fit the context budget. One side's leave-taking ends nothing: in the logs of arXiv 2412.00251, 99
+sessions were ended by the words "take care of ...".
+
+A turn with a fault (`cbtqa.simulation.marks`) is asked again with the fault named, at most
+`repairs` times; then it is kept and marked. The built-in rules are asked once.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from cbtqa.llm.journal import Outcome
 from cbtqa.prompts import Prompt
 from cbtqa.records import Provenance, Reason, Session, StopReason, Turn, Usage
 from cbtqa.simulation.draws import seed_of
+from cbtqa.simulation.marks import TurnFault, faults_of_last, takes_leave
 from cbtqa.simulation.playing.events import load_events, plan_events
 from cbtqa.simulation.playing.messages import (
     SessionView,
@@ -60,9 +65,10 @@ class _Draft:
     spoken: Spoken
     verdict: Verdict | None
     n_revisions: int
+    faults: tuple[TurnFault, ...] = ()
 
     def turn(self, role: Role, event: str | None, *, is_early: bool = False) -> Turn:
-        marks, complaint = list(self.spoken.marks), None
+        marks, complaint = [*self.spoken.marks, *(one.mark for one in self.faults)], None
         if self.verdict is not None and not self.verdict.is_accepted:
             marks.append("not_accepted" if self.verdict.feedback else "unsupervised")
             complaint = self.verdict.feedback or self.verdict.trouble
@@ -106,14 +112,23 @@ class PlayedSession:
         while self._stop is None:
             n_turn += 1
             await self._patient_turn(n_turn)
+            self._end_after_goodbyes(n_turn)
             if self._stop is None:
                 await self._therapist_turn(n_turn)
+                self._end_after_goodbyes(n_turn + 1)
         view = self._view
         asked, player = self._outcomes, view.arm.therapist
         therapist = provenance_of(player, view.therapist_prompt, view.seed, asked["therapist"])
         player = self._study.patient
         patient = provenance_of(player, view.patient_prompt, view.seed, asked["patient"])
         return view.session(self._turns, self._stop, therapist, patient_provenance=patient)
+
+    def _end_after_goodbyes(self, n_turn: int) -> None:
+        """Ends the session where the last two turns say goodbye, after its least turns."""
+        last = self._turns[-2:]
+        is_over = len(last) == 2 and all(takes_leave(turn.text) for turn in last)
+        if self._stop is None and is_over and n_turn > self._study.turns.min:
+            self._stop = ("ended", "both have said goodbye")
 
     async def _patient_turn(self, number: int) -> None:
         event = self._events.get(number)
@@ -148,10 +163,10 @@ class PlayedSession:
         self, role: Role, number: int, messages: list[Message], event: str | None
     ) -> _Draft | None:
         """What is said in a turn, revised where a supervisor asks; None once the session stops."""
-        asked, kept = messages, None
+        asked, kept, n_repairs = messages, None, 0
         # what only this player is given, and nobody may say
         private = [load_events(self._study.events.set)[event].note] if event else []
-        for revision in range(self._study.revisions + 1):
+        for revision in range(self._study.revisions + self._study.repairs + 1):
             context = TurnContext(
                 part=role,
                 view=self._view,
@@ -167,18 +182,44 @@ class PlayedSession:
                     break  # the draft before is kept, marked as not accepted
                 self._stop = (_stop_of(spoken), f"{role}: {spoken.detail}")
                 return None
+            faults = self._faults(role, spoken, event)
+            kept = _Draft(spoken, None, revision, faults)
+            if faults and n_repairs < self._study.repairs:
+                n_repairs += 1
+                complaint = "; ".join(map(str, faults))
+                asked = with_complaint(
+                    messages, spoken.text, filled(wording()["repair"], complaint=complaint)
+                )
+                private.append(complaint)
+                continue
             verdict = await self._verdict(context, spoken)
             if isinstance(verdict, Fault):
                 self._stop = (_stop_of(verdict), f"supervisor: {verdict.detail}")
                 return None
-            kept = _Draft(spoken, verdict, revision)
-            if verdict is None or verdict.is_accepted or not verdict.feedback:
+            kept = replace(kept, verdict=verdict)
+            is_last = revision - n_repairs >= self._study.revisions
+            if verdict is None or verdict.is_accepted or not verdict.feedback or is_last:
                 break
             sentence = wording()["revise" if role == "therapist" else "revise_patient"]
             complaint = filled(sentence, complaint=verdict.feedback)
             asked = with_complaint(messages, spoken.text, complaint)
             private.append(verdict.feedback)
         return kept
+
+    def _faults(self, role: Role, spoken: Spoken, event: str | None) -> tuple[TurnFault, ...]:
+        """What a draft should not say; the built-in rules know one way to say it."""
+        player = self._view.arm.therapist if role == "therapist" else self._study.patient
+        if player.scripted is not None or not spoken.text:
+            return ()
+        turn, limits = Turn(role=role, text=spoken.text, event=event), self._study.turns
+        found = faults_of_last(
+            [*self._turns, turn],
+            name=self._view.profile.name,
+            least=limits.min if self._study.end_token else limits.max,
+            is_single=self._study.sessions == 1,
+            country=next(iter(self._view.profile.attributes.get("country", ())), None),
+        )
+        return tuple(found)
 
     async def _speak(
         self,

@@ -3,13 +3,14 @@
     session = await write_session(view, therapist, players)
     session.stop_reason     # written; or why it was given up, with the parts there are
 
-A part that breaks a rule is asked for again with the rule named. The last part hands over the
-state of the course as typed fields, so that nothing has to be found in a text later.
+A part that breaks a rule is asked for again with the rule named. A part that is whole but still
+says what no turn should say (`cbtqa.simulation.marks`) is then kept, and its turns are marked. The
+last part hands over the state of the course as typed fields, so that nothing has to be found in a
+text later.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +22,15 @@ from cbtqa.llm.structured import parse_object
 from cbtqa.prompts import Prompt, fence
 from cbtqa.records import Reason, Session, SessionState, StopReason, Turn
 from cbtqa.simulation.draws import seed_of
+from cbtqa.simulation.marks import (
+    HARMS,
+    faults_of_last,
+    forbidden_in,
+    speaks_of_danger,
+    takes_leave,
+)
 from cbtqa.simulation.playing.course import Course, Part, cbt_course
-from cbtqa.simulation.playing.events import names_help, speaks_of_risk
+from cbtqa.simulation.playing.events import names_help
 from cbtqa.simulation.playing.messages import (
     SessionView,
     TurnContext,
@@ -66,6 +74,7 @@ async def write_session(view: SessionView, writer: OpenPlayer, players: Players)
     for place, part in enumerate(course.parts, 1):
         seed = seed_of(view.seed, "part", place)
         context = TurnContext("course_part", view, tuple(turns), seed, place)
+        read = partial(read_part, part=part, course=course, before=context.turns, prompt=prompt)
         written, outcome = await players.ask(
             Call(
                 key=view.key(f"part{place}"),
@@ -73,13 +82,13 @@ async def write_session(view: SessionView, writer: OpenPlayer, players: Players)
                 context=context,
                 messages=_messages(context, part, course, prompt),
                 seed=seed,
-                read=partial(
-                    read_part, part=part, course=course, before=context.turns, prompt=prompt
-                ),
+                read=read,
                 json_schema=LAST_PART_SCHEMA if part.closes else PART_SCHEMA,
             )
         )
         outcomes.append(outcome)
+        if isinstance(written, Fault) and outcome.reply is not None:
+            written = read(outcome.reply, keeps_faults=True)
         if isinstance(written, Fault):
             is_endpoint = written.reason is Reason.ENDPOINT
             stop = ("endpoint" if is_endpoint else "no_answer", f"{part.id}: {written.detail}")
@@ -118,9 +127,19 @@ def next_speaker(turns: Sequence[Turn]) -> Role:
 
 
 def read_part(
-    reply: Reply, part: Part, course: Course, before: Sequence[Turn], prompt: Prompt
+    reply: Reply,
+    part: Part,
+    course: Course,
+    before: Sequence[Turn],
+    prompt: Prompt,
+    *,
+    keeps_faults: bool = False,
 ) -> WrittenPart | Fault:
-    """The turns of a part, or the first rule that it breaks."""
+    """The turns of a part, or the first rule that it breaks.
+
+    Args:
+        keeps_faults: what is said is not looked at; the session's marks tell of it.
+    """
     found = parse_object(reply.text, lambda value: "turns" in value)
     if isinstance(found, Fault):
         return found
@@ -129,7 +148,9 @@ def read_part(
         return turns
     # only version 1 asks for set words
     must_mention = part.must_mention if prompt.header.version == 1 else ()
-    fault = _spoken_fault(turns, part, course, must_mention)
+    fault = _no_words(turns) or _missing_word(turns, must_mention)
+    if fault is None and not keeps_faults:
+        fault = _spoken_fault(turns, part, before)
     if fault is not None:
         return fault
     if not part.closes:
@@ -159,23 +180,36 @@ def _turns(rows: object, expected: Role) -> tuple[Turn, ...] | Fault:
     return tuple(turns)
 
 
-def _spoken_fault(
-    turns: Sequence[Turn], part: Part, course: Course, must_mention: Sequence[str]
-) -> Fault | None:
+def _no_words(turns: Sequence[Turn]) -> Fault | None:
+    """Why a turn can be nobody's."""
     for number, turn in enumerate(turns, 1):
-        for name, pattern in course.forbidden.items():
-            if re.search(pattern, turn.text, re.IGNORECASE | re.MULTILINE):
-                return Fault(Reason.HEADINGS, f"turn {number} holds {name.replace('_', ' ')}")
         if fault := fault_of_words(turn.text):
             return Fault(fault.reason, f"turn {number}: {fault.detail}")
-        if not part.closes and course.is_closing(turn.text):
-            return Fault(Reason.BAD_LABEL, f"turn {number} takes leave before the last part")
-        answer = turns[number].text if number < len(turns) else ""
-        is_risk = turn.role == "patient" and speaks_of_risk(turn.text)
-        if is_risk and not names_help(answer):
-            return Fault(Reason.UNSAFE, f"turn {number} speaks of risk and no help is named after")
+    return None
+
+
+def _missing_word(turns: Sequence[Turn], must_mention: Sequence[str]) -> Fault | None:
     said = " ".join(turn.text.lower() for turn in turns)
     missing = [word for word in must_mention if word not in said]
     if missing:
         return Fault(Reason.MISSING_STEP, f"the word '{missing[0]}' has to be said in this part")
+    return None
+
+
+def _spoken_fault(turns: Sequence[Turn], part: Part, before: Sequence[Turn]) -> Fault | None:
+    """The first thing that a turn of a part should not say."""
+    said = [*before, *turns]
+    for number, place in enumerate(range(len(before), len(said)), 1):
+        turn = said[place]
+        for kind, _ in forbidden_in(turn.text):
+            return Fault(Reason.HEADINGS, f"turn {number} holds {kind.replace('_', ' ')}")
+        if not part.closes and takes_leave(turn.text):
+            return Fault(Reason.STYLE, f"turn {number} takes leave before the last part")
+        is_risk = turn.role == "patient" and speaks_of_danger(turn.text)
+        answers = said[place + 1 : place + 2]
+        if is_risk and not any(names_help(answer.text) for answer in answers):
+            return Fault(Reason.UNSAFE, f"turn {number} speaks of risk and no help is named after")
+        for found in faults_of_last(said[: place + 1]):
+            reason = Reason.UNSAFE if found.mark in HARMS else Reason.STYLE
+            return Fault(reason, f"turn {number}: {found}")
     return None

@@ -104,8 +104,8 @@ def merge(
     opened, recorded = read_adapter(adapter), read_base_record(adapter)
     backbone, config = _at_one_commit(find_base(opened.config, base, recorded, on_stage))
     found, notes = check_base(backbone, recorded)
-    weights, is_known = find_weights(backbone.location, backbone.revision), recorded is not None
-    outputs, why_whole = _planned(opened, weights, dtype, is_known=is_known)
+    paths = find_weights(backbone.location, backbone.revision)
+    outputs, why_whole = _planned(opened, paths, dtype, is_known=recorded is not None)
     check_space(out, sum(output.n_bytes for output in outputs))
     files = tuple(map(describe_file, opened.weight_paths))
     plan = {
@@ -157,7 +157,8 @@ def _planned(
     """The weights to write, and why they cannot be made one by one, or None.
 
     Args:
-        is_known: the adapter records its base, by hash; else other weights are refused.
+        is_known: True when the base is by its hash that of the training; without, weights that it
+            has not mean another base.
     """
     outputs: list[Output] = []
     changed = {_bare(name): name for name in (*adapter.deltas, *adapter.replaced)}
@@ -170,7 +171,7 @@ def _planned(
                 outputs.append(Output(name, path, name, shape, written, make))
     names = {_bare(output.name) for output in outputs}
     lost = [name for bare, name in changed.items() if bare not in names]
-    if any(name in adapter.replaced for name in lost):
+    if lost and (not is_known or any(name in adapter.replaced for name in lost)):
         raise DataError(
             f"the base has no weight {lost[0]} (and {len(lost) - 1} more): another base, or a head "
             "tied to the embedding",
