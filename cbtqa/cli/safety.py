@@ -26,7 +26,7 @@ from cbtqa.llm.checked_files import (
 from cbtqa.records import Danger
 from cbtqa.report.table import Column, Estimate, Table
 from cbtqa.report.words import share
-from cbtqa.safety.evaluation import Share, evaluate_file, parse_labels
+from cbtqa.safety.evaluation import ScreenEvaluation, Share, evaluate_file, parse_labels
 from cbtqa.safety.notices import Locale, help_text, load_hotlines, stale_warning
 from cbtqa.safety.screen import ScreenLanguage
 from cbtqa.safety.survey import ScreenedText, scrub_file
@@ -139,6 +139,11 @@ def evaluate(
     if as_json:
         print_json(report)
         return
+    _show_evaluation(report, gold, max_errors)
+
+
+def _show_evaluation(report: ScreenEvaluation, gold: Path, max_errors: int) -> None:
+    """Shares with their intervals, grades against grades, and the first errors."""
     graded = {"explicit": report.explicit, "concern or explicit": report.flagged}
     scores = [
         (name, _estimate(one.recall), _estimate(one.precision), one.f1)
