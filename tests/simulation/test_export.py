@@ -205,7 +205,7 @@ def test_rows_take_the_form_of_the_study_in_which_the_model_will_play(tmp_path: 
 
 
 def test_rows_over_the_context_are_left_out_not_cut(tmp_path: Path) -> None:
-    with ScriptedEndpoint(ok("word " * 100)) as server:
+    with ScriptedEndpoint(ok("Tell me what happened then. " * 20)) as server:
         study = asked_study(server.url, context_tokens=9000)
         run_study(study, tmp_path / "s", limits=QUICK)
     serve = tmp_path / "serve.yaml"

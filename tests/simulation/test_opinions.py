@@ -10,9 +10,11 @@ import pytest
 from cbtqa.errors import EndpointError, IncompleteRunError
 from cbtqa.llm.cost import Estimate
 from cbtqa.llm.second_opinion import Opinions, opinions_of
+from cbtqa.records import Turn
 from cbtqa.simulation.lint import lint
+from cbtqa.simulation.marks import faults_of_words
 from cbtqa.simulation.playing.estimate import estimate_study
-from cbtqa.simulation.playing.events import speaks_of_risk, unsafe_advice
+from cbtqa.simulation.playing.events import speaks_of_risk
 from cbtqa.simulation.playing.opinions import with_opinions
 from cbtqa.simulation.playing.run import RunSettings, run_study
 from cbtqa.simulation.study import StudySettings
@@ -99,5 +101,7 @@ def test_the_dry_run_counts_a_request_for_every_turn_at_most(tmp_path: Path) -> 
 def test_sessions_are_screened_in_both_languages_and_read_with_the_patients_words() -> None:
     assert speaks_of_risk("I said goodbye to everyone. 今晚我就不想活了。")
     assert not speaks_of_risk("I am tired, that is all.")
-    assert not unsafe_advice("Shall we look at the thought together?")
-    assert unsafe_advice("Just stop taking the tablets, you do not need them.")
+    sound = Turn(role="therapist", text="Shall we look at the thought together?")
+    assert faults_of_words(sound) == ()
+    harmful = Turn(role="therapist", text="Just stop taking the tablets, you do not need them.")
+    assert [one.mark for one in faults_of_words(harmful)] == ["unsafe_advice"]

@@ -163,10 +163,13 @@ def unsafe_advice(text: str) -> tuple[str, ...]:
 
 
 def _harms(text: str) -> list[Problem]:
-    known = {*_UNSAFE, *HARMS}
     found = check_answer(text, "none", "en", unsafe_from=SAID_UNSAFE)
-    # a word or two harm nobody, and are all alike to the model
-    return [one for one in found if one.rule in known and len(one.text.split()) > 2]
+    # to the model a sentence of a word or two is like any other; the rules know what they find
+    return [
+        one
+        for one in found
+        if one.rule in _UNSAFE or (one.rule in HARMS and len(one.text.split()) > 2)
+    ]
 
 
 _SENTENCES = re.compile(r"(?<=[.!?])\s+|\n+")
