@@ -539,7 +539,8 @@ def test_the_report_adds_up(tmp_path) -> None:
     data = [_row(n, description="好" * n) for n in range(1, 21)]
     data += [_row(3), _row(1, questionID=99, description="好"), _row(5, question=0), {"extra": 1}]
     path = _json(tmp_path / "q.json", data)
-    report = check_file(path, grade=lambda question: "none" if question.id == "7" else "concern")
+    grades = lambda some: ["none" if one.id == "7" else "concern" for one in some]  # noqa: E731
+    report = check_file(path, grade=grades)
     assert report.n_rows == 24 == report.n_usable + sum(f.n for f in report.rejected.values())
     assert {name: fault.n for name, fault in report.rejected.items()} == {
         "duplicate_id": 1,

@@ -25,7 +25,7 @@ from pydantic.fields import FieldInfo
 from cbtqa.cli.console import say
 from cbtqa.errors import UsageError
 from cbtqa.manifest import MAKERS, newest_folder
-from cbtqa.safety.encoder import ScreenModelSettings
+from cbtqa.safety.settings import ScreenModelSettings
 from cbtqa.settings import Fallback, SettingsT, flag_of, panels_of, resolve
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from cbtqa.llm.runs import EndpointSettings
 from cbtqa.llm.second_opinion import GuardSettings, ScreenEndpointSettings
-from cbtqa.safety.encoder import ScreenModelSettings
+from cbtqa.safety.settings import ScreenModelSettings
 from cbtqa.settings import Settings
 
 

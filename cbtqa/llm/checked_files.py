@@ -39,8 +39,9 @@ from cbtqa.llm.second_opinion import (
 from cbtqa.paths import refuse_existing, replacing
 from cbtqa.records import Record, Risk
 from cbtqa.safety.answers import Problem, check_in_both, is_at_stake
-from cbtqa.safety.encoder import ScreenEncoder, ScreenModelSettings, open_encoder
+from cbtqa.safety.encoder import ScreenEncoder, open_encoder
 from cbtqa.safety.screen import Screening, ScreenLanguage, screen_each, worse_of_two
+from cbtqa.safety.settings import ScreenModelSettings
 from cbtqa.safety.survey import ScreenSurvey, TextRow, read_texts, screen_rows
 from cbtqa.settings import Settings
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,6 @@ from cbtqa.errors import ConfigError, require
 from cbtqa.files import sha256_of
 from cbtqa.safety.normalise import Language, fold
 from cbtqa.safety.sentence_model import Floats, Window
-from cbtqa.settings import Settings
 
 FLAG = "--screen-model"
 TUNED_NAME = "screen_encoder.npz"
@@ -42,15 +41,6 @@ LEAST_LIKE_PROBE = 0.7
 """Cosine to what the weights that it was tuned on made of `PROBE`, in deviations from the mean.
 Another encoder of the same shape is near 0."""
 _END = re.compile(r"[。!?\n]+[\"”』)]*|\.+[\"')]*(?=\s|$)")
-
-
-class ScreenModelSettings(Settings):
-    """A further model of the screen."""
-
-    panel: ClassVar[str] = "Second opinion"
-    screen_model: str | None = None
-    """An encoder that grades texts beside the built-in screen; the worse grade counts:
-    intfloat/multilingual-e5-small, a folder of it, or one of scripts/train_safety. Needs torch."""
 
 
 class Opinion(NamedTuple):

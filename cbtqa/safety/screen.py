@@ -262,6 +262,12 @@ def _by_rules(text: str, found: list[Found]) -> tuple[Risk, tuple[Hit, ...]]:
     return risk, hits
 
 
+_ACCIDENT = ".accident"
+DESPITE_ACCIDENT = 0.9
+"""Probability of an explicit statement from which the model counts in a stretch that a rule knows
+as an accident ("cut myself shaving")."""
+
+
 def _weigh(
     text: str, reading: Reading, limits: tuple[float, float], name: str = "model"
 ) -> tuple[Risk, tuple[Hit, ...]]:
@@ -269,6 +275,11 @@ def _weigh(
     hits = list(by_rules)
     scores = reading.scores[0]
     flagged, explicit = 1 - scores[:, 0], scores[:, 2]
+    for place in (hit.start for hit in by_rules if _ACCIDENT in hit.rule):
+        # the words are those of harm, so the model is sure of it too soon
+        is_there = [one.start <= place < one.end for one in reading.windows]
+        doubtful = np.array(is_there) & (explicit < DESPITE_ACCIDENT)
+        flagged[doubtful] = explicit[doubtful] = 0
     risk = combine(rules, float(explicit.max()), float(flagged.max()), limits)
     if risk != rules:
         stretch = _stretch(text, reading, explicit if risk == "explicit" else flagged)

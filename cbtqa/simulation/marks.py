@@ -261,12 +261,13 @@ def _faults_of_words(
 
 
 def _harms(text: str, lines: str, *, may_have_a_life: bool) -> Iterator[TurnFault]:
-    """What a therapist says that harms."""
-    found = [
-        one for mark, own in _rules().harms.items() for one in _matches(mark, own, lines, True)
-    ]
-    found += [TurnFault(mark, words[:LONGEST_SHOWN]) for mark, words in harms_in(text).items()]
-    return (one for one in found if one.mark != "private_life" or not may_have_a_life)
+    """What a therapist says that harms, each kind once."""
+    found = {mark: TurnFault(mark, words[:LONGEST_SHOWN]) for mark, words in harms_in(text).items()}
+    for mark, own in _rules().harms.items():
+        found |= {one.mark: one for one in _matches(mark, own, lines, True)}
+    if may_have_a_life:
+        found.pop("private_life", None)
+    return iter(found.values())
 
 
 LONGEST_SHOWN = 80

@@ -138,7 +138,8 @@ def test_every_question_ends_as_an_answer_or_as_a_rejection(greedy: Path, datase
     rejections = list(read_jsonl(greedy / "rejects.jsonl", Rejection))
     assert len(rejections) == counts["n_rejected"] == sum(counts["rejected"].values())
     assert manifest.kind == "answers" and manifest.usage is not None
-    assert {entry.name for entry in manifest.files} == {"answers.jsonl", "rejects.jsonl"}
+    written = {"answers.jsonl", "rejects.jsonl", "checked.jsonl"}
+    assert {entry.name for entry in manifest.files} == written
     assert manifest.inputs[0].name.startswith("data/test-")
 
 
@@ -576,7 +577,7 @@ def test_without_torch_the_extra_is_named(
         ({}, UsageError, "name one of --adapter and --model"),
         ({"model": "x", "adapter": Path("y")}, UsageError, "name one of"),
         ({"endpoint": "vllm"}, UsageError, "--model NAME"),
-        ({"model": "baichuan"}, ConfigError, "never run here"),
+        ({"model": "baichuan"}, ConfigError, "cannot get baichuan-inc"),
         ({"model": "no-such-model"}, UsageError, "no backbone"),
         ({"model": "x", "split": "dev"}, DataError, "no split 'dev'"),
         ({"model": "HERE", "device": "cuda"}, ConfigError, "--device cuda"),

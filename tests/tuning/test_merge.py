@@ -216,7 +216,7 @@ def test_an_adapter_without_a_record_is_merged_with_a_word_of_warning(
     assert "rests on shapes alone" in record.notes[0]
     save_original(tmp_path / "source", "baichuan", layers=1)
     convert(tmp_path / "source", tmp_path / "short")
-    with pytest.raises(DataError, match=r"have no model\.layers\.1\..*and 6 more"):
+    with pytest.raises(DataError, match=r"no weight model\.layers\.1\..*and 6 more"):
         merge(tmp_path / "adapter", tmp_path / "out2", base=str(tmp_path / "short"))
 
 
