@@ -6,6 +6,7 @@ Code from the Hub is never run: a checkpoint whose layout needs it is rejected.
 from __future__ import annotations
 
 import re
+import threading
 import warnings
 from functools import partial
 from pathlib import Path
@@ -111,6 +112,11 @@ def find_template(name: str) -> str:
     return shipped_yaml(f"templates/{bare}.jinja")
 
 
+_ONE_AT_A_TIME = threading.Lock()
+"""transformers switches the tying of weights off for its whole module while it loads a model: of
+two loads at once the second one would leave it off, and give later models a random head."""
+
+
 def load_base(
     backbone: Backbone, precision: ComputeType, *, in_4_bits: bool = False, place: Any = None
 ) -> Any:
@@ -138,9 +144,10 @@ def load_base(
         more["device_map"] = {"": place}
     words = {"revision": backbone.revision or "main", "dtype": dtype, "trust_remote_code": False}
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            backbone.location, **words, **more
-        )
+        with _ONE_AT_A_TIME:
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                backbone.location, **words, **more
+            )
     except (OSError, ValueError) as error:
         raise _not_loaded(backbone, error) from None
     # what a model's own generation_config.json sets (penalties, temperatures) is set by flags here,

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +28,7 @@ from cbtqa.tuning.backbones import (
     template_text,
     to_config,
 )
+from cbtqa.tuning.loading import load_base
 from tests.support.tiny_backbones import VOCAB, tiny_random_model
 
 KNOWN = list(load_backbones().values())
@@ -299,3 +303,25 @@ def test_the_list_loads_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip().endswith("[]")
+
+
+def test_models_are_loaded_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two loads at once leave transformers' tying of weights off: later models get a random head."""
+    tiny_random_model(find_backbone("qwen2.5-0.5b")).save_pretrained(tmp_path)
+    backbone = find_backbone(tmp_path)
+    loaded, inside = transformers.AutoModelForCausalLM.from_pretrained, []
+
+    def watched(*words: Any, **more: Any) -> Any:
+        inside.append(len(inside))
+        time.sleep(0.05)
+        try:
+            return loaded(*words, **more)
+        finally:
+            most.append(len(inside))
+            inside.pop()
+
+    most: list[int] = []
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", watched)
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda _: load_base(backbone, "fp32"), range(3)))
+    assert most == [1, 1, 1]
