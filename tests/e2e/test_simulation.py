@@ -98,6 +98,7 @@ def _write_study_file(folder: Path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 def test_a_corpus_becomes_four_adapters_that_play_sessions_again(tmp_path: Path) -> None:
     run_cbtqa("simulate", "corpus", _write_corpus_file(tmp_path), "--out", "corpus", cwd=tmp_path)
     write_tiny_model(tmp_path / "base", max_position_embeddings=8192)
