@@ -218,8 +218,9 @@ def require_new(path: Path, key_path: Path) -> None:
     elif path.is_dir() and all(one.suffix == ".part" for one in path.iterdir()):
         remove_leftovers(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        holds = "already holds a study" if (path / "study.json").is_file() else "is no empty folder"
         raise UsageError(
-            f"{path} is not an empty folder; a study is never written over",
+            f"{path} {holds}; a study is never written over",
             hint="choose another --out, or remove it yourself",
         )
     if key_path.exists():

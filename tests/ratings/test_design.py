@@ -174,8 +174,12 @@ def test_sessions_are_shown_turn_by_turn(tmp_path: Path) -> None:
 
 def test_nothing_is_written_over(make_study: MakeStudy, tmp_path: Path) -> None:
     made = make_study()
-    with pytest.raises(UsageError, match="not an empty folder"):
+    with pytest.raises(UsageError, match="already holds a study; a study is never written over"):
         make_study(key=tmp_path / "other.json")
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(UsageError, match="is no empty folder"):
+        make_study(out=tmp_path / "foreign", key=tmp_path / "other.json")
     with pytest.raises(UsageError, match="a key is never written over"):
         make_study(out=tmp_path / "second", key=made.key_path)
     assert not (tmp_path / "second").exists()
