@@ -4,10 +4,11 @@
     model.read(["药都攒够了。明天见。"])[0].scores[0]  # (sentences, none|concern|explicit)
 
 The text goes through the lower layers of the encoder once, in pieces. A sentence is the mean of its
-tokens after two of the layers, so it is graded within what stands around it. The encoder itself is
-never changed: what is fitted is a small network on these means, in `screen_encoder.npz` of this
-package or of the folder that is named. `scripts/train_safety --encoder` fits it on `data/safety`.
-torch is imported when a model is opened.
+tokens after two of the layers, so it is graded within what stands around it. What is fitted stands
+in `screen_encoder.npz` of this package or of the folder that is named: what is added to the weights
+of some layers (LoRA, Hu et al. 2021: a product of two narrow matrices each), and a small network on
+the means. The encoder's own file is never changed. `scripts/train_safety --encoder` fits it on
+`data/safety`. torch is imported when a model is opened.
 """
 
 from __future__ import annotations
@@ -40,6 +41,15 @@ PROBE = "今天下班早，和同事去江边走了走。The bus was late again.
 LEAST_LIKE_PROBE = 0.7
 """Cosine to what the weights that it was tuned on made of `PROBE`, in deviations from the mean.
 Another encoder of the same shape is near 0."""
+ADAPTED = (
+    "attention.self.query",
+    "attention.self.key",
+    "attention.self.value",
+    "attention.output.dense",
+    "intermediate.dense",
+    "output.dense",
+)
+"""The matrices of a layer that are added to."""
 _END = re.compile(r"[。!?\n]+[\"”』)]*|\.+[\"')]*(?=\s|$)")
 
 
@@ -54,7 +64,8 @@ class Opinion(NamedTuple):
 
 @dataclass(frozen=True)
 class Tuned:
-    """What is fitted: a network of one hidden layer on the means of a sentence."""
+    """What is fitted: additions to the encoder's weights, and a network of one hidden layer on the
+    means of a sentence."""
 
     base: str
     """Hub id, or name of the folder, of the encoder that it was fitted on."""
@@ -74,12 +85,19 @@ class Tuned:
     acute form from which it is acute."""
     corpus_sha256: str
     probe: Floats
-    """What the network reads of `PROBE`."""
+    """What the encoder makes of `PROBE` before anything is added to its weights."""
+    n_frozen: int
+    """Lower layers whose weights stay."""
+    additions: Mapping[str, tuple[Floats, Floats]]
+    """By `ADAPTED` matrix: `(layers, rank, in)` and `(layers, out, rank)`, whose products are added
+    to its weights in the layers above the frozen ones."""
 
     def save(self, path: Path) -> None:
         weights = {"hidden_weight": self.hidden[0], "out_weight": self.out[0]}
         plain = {"hidden_bias": self.hidden[1], "out_bias": self.out[1]}
         plain |= {"mean": self.mean, "spread": self.spread, "probe": self.probe}
+        for name, (down, up) in self.additions.items():
+            weights |= {f"{name} down": down, f"{name} up": up}
         arrays: dict[str, Any] = {
             **{name: array.astype(np.float16) for name, array in weights.items()},
             **{name: array.astype(np.float32) for name, array in plain.items()},
@@ -92,6 +110,7 @@ class Tuned:
             limits=np.array([self.limits["zh"], self.limits["en"]]),
             danger_limits=np.array(self.danger_limits),
             corpus_sha256=self.corpus_sha256,
+            n_frozen=self.n_frozen,
         )
 
     @classmethod
@@ -104,9 +123,17 @@ class Tuned:
                 found: Floats = arrays[name].astype(np.float64)
                 return found
 
+            layers, n_frozen = arrays["layers"].tolist(), int(arrays["n_frozen"])
+            additions = {name: (floats(f"{name} down"), floats(f"{name} up")) for name in ADAPTED}
+            for down, up in additions.values():
+                if (
+                    not len(down) == len(up) == layers[-1] - n_frozen
+                    or down.shape[1] != up.shape[2]
+                ):
+                    raise ValueError("the additions do not fit their layers")
             return cls(
                 base=str(arrays["base"]),
-                layers=tuple(arrays["layers"].tolist()),
+                layers=tuple(layers),
                 mean=floats("mean"),
                 spread=floats("spread"),
                 hidden=(floats("hidden_weight"), floats("hidden_bias")),
@@ -115,6 +142,8 @@ class Tuned:
                 danger_limits=tuple(arrays["danger_limits"].tolist()),
                 corpus_sha256=str(arrays["corpus_sha256"]),
                 probe=floats("probe"),
+                n_frozen=n_frozen,
+                additions=additions,
             )
 
     def scores(self, means: Floats) -> list[Floats]:
@@ -198,7 +227,16 @@ class Encoder:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model.to(self.device).eval().requires_grad_(False)
 
-    def _pieces(self, folded: Sequence[str]) -> tuple[list[list[tuple[int, int]]], list[Piece]]:
+    def add(self, n_frozen: int, additions: Mapping[str, tuple[Floats, Floats]]) -> None:
+        """Adds what was fitted to the weights in memory; see `Tuned.additions`."""
+        import torch
+
+        for name, pair in additions.items():
+            for layer, down, up in zip(self.model.encoder.layer[n_frozen:], *pair, strict=False):
+                weight = layer.get_submodule(name).weight
+                weight += torch.as_tensor(up @ down, dtype=weight.dtype, device=weight.device)
+
+    def pieces(self, folded: Sequence[str]) -> tuple[list[list[tuple[int, int]]], list[Piece]]:
         """The sentences of each text, and what is read at once, text by text in order."""
         spans = [sentence_spans(text) for text in folded]
         read = self.tokenizer(
@@ -232,14 +270,14 @@ class Encoder:
         Args:
             layers: after which layers the means are taken, ascending; those above are not run.
         """
-        spans, pieces = self._pieces(folded)
+        spans, pieces = self.pieces(folded)
         size = len(layers) * int(self.model.config.hidden_size)
         sums = [np.zeros((len(some), size)) for some in spans]
         counts = [np.zeros(len(some)) for some in spans]
         n_done = 0
-        for batch in _batches([len(piece.ids) for piece in pieces]):
+        for batch in batches_of([len(piece.ids) for piece in pieces]):
             chosen = [pieces[place] for place in batch]
-            states = self._states(chosen, layers)
+            states = self.states(chosen, layers)
             for row, piece in enumerate(chosen):
                 # a long sentence may lie in several pieces
                 owners = np.array(piece.sentences)
@@ -256,8 +294,8 @@ class Encoder:
             found.append(SentenceMeans([some[place] for place in read], means))
         return found
 
-    def _states(self, pieces: Sequence[Piece], layers: Sequence[int]) -> Floats:
-        """`(pieces, tokens, layers x hidden size)`."""
+    def states(self, pieces: Sequence[Piece], layers: Sequence[int]) -> Floats:
+        """What the tokens are after some layers: `(pieces, tokens, layers x hidden size)`."""
         import torch
 
         lengths = torch.tensor([len(piece.ids) for piece in pieces])
@@ -279,7 +317,7 @@ class Encoder:
         return states
 
 
-def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
+def batches_of(lengths: Sequence[int]) -> Iterator[list[int]]:
     """Places of pieces of like length, so that little is spent on padding."""
     batch: list[int] = []
     for place in sorted(range(len(lengths)), key=lambda n: lengths[n]):
@@ -323,10 +361,14 @@ class ScreenEncoder:
         self.tuned, self._encoder = tuned, encoder
         self.name = encoder.name
         self._check_probe()
+        encoder.add(tuned.n_frozen, tuned.additions)
         content = hashlib.sha256(encoder.weights_sha256.encode())
-        for array in (*tuned.hidden, *tuned.out, tuned.mean, tuned.spread):
+        added = [array for pair in tuned.additions.values() for array in pair]
+        for array in (*tuned.hidden, *tuned.out, tuned.mean, tuned.spread, *added):
             content.update(np.ascontiguousarray(array).tobytes())
-        content.update(repr((tuned.layers, tuned.limits, tuned.danger_limits)).encode())
+        content.update(
+            repr((tuned.layers, tuned.n_frozen, tuned.limits, tuned.danger_limits)).encode()
+        )
         self.sha256 = content.hexdigest()
         """Of the encoder's weights and of what was fitted."""
 
@@ -401,91 +443,3 @@ def fingerprint_of(screen_model: str | None) -> dict[str, str]:
     """What manifests hold, and what a run must have in common with the one it continues."""
     model = open_encoder(screen_model)
     return {} if model is None else {"screen_model": model.described}
-
-
-# --- fitting --------------------------------------------------------------------------------------
-
-LAYERS = (6, 8)
-"""Of the 12 of multilingual-e5-small; those above would cost a third of the time."""
-UNITS, DROPOUT, EPOCHS, RATE, DECAY, STEP_TEXTS = 256, 0.2, 12, 2e-3, 0.05, 128
-RAISED = 4.0
-"""Weight of a text in one of the other dangers: a class stands in one text of a hundred."""
-_HIGHEST = 30.0
-
-
-class Lesson(NamedTuple):
-    """A text to learn from."""
-
-    rows: Sequence[int]
-    """Of the means: its sentences, or those of which one must carry the grade."""
-    classes: tuple[int | None, ...]
-    """Its grade in each group; None where it says nothing of a group."""
-
-
-def fit(
-    means: Floats,
-    lessons: Sequence[Lesson],
-    on_step: Callable[[int, int, float], None] = lambda step, of, loss: None,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """The fitted fields of `Tuned`: mean, spread, hidden, out.
-
-    A text says of a class what its sentences say together (the logarithm of the sum of their
-    odds); it is the worst sentence that counts when texts are graded.
-
-    Args:
-        on_step: called with step, steps in all and loss.
-    """
-    import torch
-
-    torch.manual_seed(seed)
-    generator = np.random.default_rng(seed)
-    mean, spread = means.mean(axis=0), means.std(axis=0) + 1e-3
-    given = torch.tensor((means - mean) / spread, dtype=torch.float32)
-    n_groups = len(lessons[0].classes)
-    first, last = torch.nn.Linear(means.shape[1], UNITS), torch.nn.Linear(UNITS, 3 * n_groups)
-    drop = torch.nn.Dropout(DROPOUT)
-    network = torch.nn.Sequential(drop, first, torch.nn.ReLU(), drop, last)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
-    n_steps = EPOCHS * -(-len(lessons) // STEP_TEXTS)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / n_steps)
-    step = 0
-    for _ in range(EPOCHS):
-        order = generator.permutation(len(lessons))
-        for start in range(0, len(order), STEP_TEXTS):
-            loss = _loss(network, given, [lessons[n] for n in order[start : start + STEP_TEXTS]])
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-            step += 1
-            on_step(step, n_steps, float(loss.detach()))
-    hidden, out = (
-        (
-            one.weight.detach().numpy().astype(np.float64),
-            one.bias.detach().numpy().astype(np.float64),
-        )
-        for one in (first, last)
-    )
-    return {"mean": mean, "spread": spread, "hidden": hidden, "out": out}
-
-
-def _loss(network: Any, given: Any, lessons: Sequence[Lesson]) -> Any:
-    """Cross entropy of the texts' grades, a mean over the texts."""
-    import torch
-
-    rows = torch.tensor([row for lesson in lessons for row in lesson.rows])
-    owners = torch.tensor([n for n, lesson in enumerate(lessons) for _ in lesson.rows])
-    sums = network(given[rows]).reshape(len(rows), -1, 3)
-    odds = (sums[:, :, 1:] - sums[:, :, :1]).clamp(-_HIGHEST, _HIGHEST).exp()
-    together = torch.zeros(len(lessons), *odds.shape[1:]).index_add(0, owners, odds).log()
-    texts = torch.cat([torch.zeros_like(together[:, :, :1]), together], dim=2)
-    truth = torch.tensor(
-        [[-100 if one is None else one for one in lesson.classes] for lesson in lessons]
-    )
-    each = torch.nn.functional.cross_entropy(
-        texts.transpose(1, 2), truth, reduction="none", ignore_index=-100
-    )
-    weight = torch.ones_like(each)
-    weight[:, 1:] += (RAISED - 1) * (truth[:, 1:] > 0)
-    return (each * weight).sum() / len(lessons)

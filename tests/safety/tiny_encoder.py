@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from cbtqa.safety import encoder as module
-from cbtqa.safety.encoder import Encoder, Lesson, Tuned, fit, probe_of
+from cbtqa.safety.encoder import Encoder, Tuned, probe_of
+from scripts import encoder_fit as fitting
 
 DANGER = "纸鹤都放飞了"
 """Means nothing: rules and built-in model grade it none, the tuned encoder explicit."""
@@ -42,36 +42,30 @@ def save_encoder(folder: Path, seed: int = 3) -> Path:
 
 
 def tune(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Fits a network on the encoder of a folder and writes it beside it; gives the losses."""
-    monkeypatch.setattr(module, "EPOCHS", 60)
-    monkeypatch.setattr(module, "STEP_TEXTS", 8)
+    """Fits on the encoder of a folder and writes what is fitted beside it; gives the losses."""
+    monkeypatch.setattr(fitting, "STEP_TEXTS", 8)
+    monkeypatch.setattr(fitting, "WARM_STEPS", 5)
     encoder = Encoder(str(folder))
     texts = [f"{HARMLESS[n % 5]}。{HARMLESS[n % 3]}。" for n in range(15)]
     texts += [f"{DANGER}。{one}。" for one in HARMLESS]
     texts += [f"{one}。{DANGER}。" for one in HARMLESS]
-    found = encoder.means(texts, (1, 2))
-    lessons, n_rows = [], 0
-    for text, one in zip(texts, found, strict=True):
-        place = text.replace("。", " ").split().index(DANGER) if DANGER in text else None
-        rows = range(n_rows, n_rows + len(one.spans))
-        few = rows if place is None else [rows[place]]
-        grade = 0 if place is None else 2
-        lessons.append(Lesson(few, (grade, *[0] * (N_GROUPS - 1))))
-        n_rows += len(rows)
+    lessons = []
+    for number, text in enumerate(texts):
+        sentences = text.replace("。", " ").split()
+        place = sentences.index(DANGER) if DANGER in text else None
+        few = range(len(sentences)) if place is None else [place]
+        classes = (0 if place is None else 2, *[0] * (N_GROUPS - 1))
+        lessons.append(fitting.Lesson(number, few, classes, ("tiny", str(number // 2))))
     losses: list[float] = []
-    fitted = fit(
-        np.vstack([one.means for one in found]),
-        lessons,
-        lambda step, of, loss: losses.append(loss),
-    )
+    fit = fitting.Fit(encoder, texts, N_GROUPS, layers=(1, 2), n_frozen=1)
+    fit.learn(lessons, 40, on_step=lambda step, of, loss: losses.append(loss))
     tuned = Tuned(
         base=encoder.name,
-        layers=(1, 2),
         limits={"zh": (0.5, 0.5), "en": (0.5, 0.5)},
         danger_limits=(0.5, 0.5, 0.5),
         corpus_sha256="0" * 64,
         probe=probe_of(encoder, (1, 2)),
-        **fitted,
+        **fit.fitted(),
     )
     tuned.save(folder / module.TUNED_NAME)
     return losses
