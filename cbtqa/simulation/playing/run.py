@@ -28,7 +28,7 @@ from cbtqa.llm.batch import BatchStoppedError, run_anywhere
 from cbtqa.llm.chat import Fault
 from cbtqa.llm.endpoint import BATCH_FILES
 from cbtqa.llm.journal import Journal
-from cbtqa.llm.progress import Progress
+from cbtqa.llm.progress import Progress, RecentRate
 from cbtqa.llm.runs import EndpointSettings, Run, Service, open_run, refuse_foreign
 from cbtqa.llm.second_opinion import GuardSettings, Opinions, ScreenEndpointSettings
 from cbtqa.manifest import (
@@ -215,6 +215,7 @@ class _StudyRun:
         self.players = Players(journal, limits, self._study.attempts, report)
         self._finished: list[list[Session]] = [[] for _ in courses]
         self._n_done = 0
+        self._rate = RecentRate()
 
     def run(self) -> list[Session]:
         """Finished sessions in the order of the courses."""
@@ -288,7 +289,9 @@ class _StudyRun:
         """The line's progress, counted in sessions."""
         assert self._on_progress is not None
         n_total = len(self._courses) * self._study.sessions
-        rate = self._n_done / plain.elapsed_s if plain.elapsed_s else 0.0
+        if not plain.n_requests:  # what ended so far was in the journal
+            self._rate = RecentRate(self._n_done)
+        rate = self._rate.per_s(self._n_done, self._in_flight)
         self._on_progress(
             replace(
                 plain,
