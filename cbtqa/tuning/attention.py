@@ -10,6 +10,7 @@ a mask is given or a cache is used: so positions restart, without mask or cache.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import chain
@@ -177,10 +178,22 @@ def reason_to_pad(config: Any) -> str | None:
     made = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)] if known else None
     if not getattr(made, "_supports_attention_backend", True):
         return "its class attends by code of its own"
+    source = sys.modules[made.__module__] if made else None
+    if any(_PAD_POSITIONS in (name, *vars(one)) for name, one in _parts_of(source)):
+        return "its positions follow from the padding token and do not restart"
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     if capped or not getattr(made, "_supports_sdpa", True):
         return "its attention has caps or sinks, which torch's kernels do not do"
     return None
+
+
+_PAD_POSITIONS = "create_position_ids_from_input_ids"
+"""What classes after RoBERTa have."""
+
+
+def _parts_of(module: Any) -> list[tuple[str, Any]]:
+    """Functions and classes of a module, by name."""
+    return [(name, one) for name, one in vars(module or object).items() if hasattr(one, "__dict__")]
 
 
 def pack_if_apart(model: Any) -> str | None:

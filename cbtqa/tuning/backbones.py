@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import read_json
@@ -109,7 +109,7 @@ def facts_of_config(config: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _shape_of(config: dict[str, Any], conversion: Conversion | None) -> Shape | None:
-    """Sizes from a config.json; None when it names them otherwise than Llama does."""
+    """Sizes from a config.json; None when it names them otherwise than Llama does, or by layer."""
     base = config.get("rotary_emb_base" if conversion == "qwen" else "rope_theta")
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rope = {"rope_type": "default", **({"rope_theta": float(base)} if base else {}), **scaling}
@@ -129,7 +129,7 @@ def _shape_of(config: dict[str, Any], conversion: Conversion | None) -> Shape | 
             rope=rope,
             more={key: config[key] for key in LATENT_KEYS if key in config},
         )
-    except KeyError:
+    except (KeyError, TypeError, ValidationError):
         return None
 
 
