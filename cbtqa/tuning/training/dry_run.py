@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +43,6 @@ from cbtqa.tuning.data.encoding import (
     add_if_short,
     checked,
     encode,
-    refuse_unknown_tokens,
 )
 from cbtqa.tuning.data.examples import ExampleSet, read_training_examples, read_validation_examples
 from cbtqa.tuning.data.packing import StepPlan
@@ -227,7 +226,7 @@ def _read_splits(
         if of is not None
     }
     if chat:
-        refuse_unknown_tokens(splits.values(), chat.tokenizer, vocabulary)
+        chat.refuse_unknown(chain.from_iterable(of.rows for of in splits.values()), vocabulary)
     return splits
 
 
