@@ -235,7 +235,7 @@ def plan_run(
 def time_of(
     n_requests: int, usage: Usage, in_flight: int, rpm: int | None, tpm: int | None
 ) -> tuple[float, str]:
-    """Seconds of so many requests, never less than one reply takes, and the limit that sets them."""
+    """Seconds of so many requests, at least those of one reply, and the limit that sets them."""
     times = {"in_flight": ceil(n_requests / in_flight) * LATENCY_S}
     if rpm:
         times["rpm"] = 60 * n_requests / rpm

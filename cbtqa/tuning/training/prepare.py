@@ -61,7 +61,9 @@ def prepare_sets(settings: FinetuneSettings, backbone: Backbone) -> TrainingSets
     read = {"train": training, **({"validation": validation} if validation is not None else {})}
     encoded = {name: encode(of, chat, fitting, backbone.context) for name, of in read.items()}
     if backbone.shape is not None:  # before its weights are hashed and loaded
-        chat.refuse_unknown(chain.from_iterable(of.rows for of in encoded.values()), backbone.shape.vocab)
+        chat.refuse_unknown(
+            chain.from_iterable(of.rows for of in encoded.values()), backbone.shape.vocab
+        )
     return TrainingSets(
         settings,
         backbone,
@@ -136,6 +138,12 @@ def prepare_model(sets: TrainingSets, precision: ComputeType) -> Ready:
         notes.append("activations are recomputed: it would not fit otherwise")
     set_seed(settings.seed)
     model = add_adapter(base, config, backbone)
+    if reason := why_not_causal(model):
+        layers = ", ".join(sorted(config.target_modules or ()))
+        raise ConfigError(
+            f"{backbone.display_name} cannot be tuned with adapters on {layers}: {reason}",
+            hint="--target-module names other layers",
+        )
     return Ready(model, is_packed, head_is_chunked, is_checkpointing, tuple(notes))
 
 
