@@ -380,7 +380,9 @@ def to_config(backbone: Backbone) -> Any:
     auto = require("transformers").AutoConfig
     try:
         if backbone.shape is None or (backbone.path and not backbone.needs_conversion):
-            return auto.from_pretrained(backbone.location, revision=backbone.revision or "main")
+            found = auto.from_pretrained(backbone.location, revision=backbone.revision or "main")
+            found.get_text_config()  # a ValueError where it has several language models
+            return found
         return auto.for_model(backbone.model_type, **_config_words(backbone, backbone.shape))
     except (ValueError, OSError) as error:
         raise ConfigError(
