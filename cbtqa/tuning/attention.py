@@ -242,6 +242,19 @@ def why_not_causal(model: Any) -> str | None:
     return None
 
 
+def why_mute(model: Any) -> str | None:
+    """Why a model cannot be asked, or None: transformers must be able to generate with it."""
+    ids = [(11 * k + 5) % _n_ids(model) for k in range(12)]
+    given = torch.tensor([ids], device=model.device)
+    try:
+        model.generate(input_ids=given, attention_mask=torch.ones_like(given), max_new_tokens=2)
+    except FAULTS as error:
+        if is_out_of_memory(error):
+            raise
+        return f"transformers cannot generate with it ({first_line(error)[:160]})"
+    return None
+
+
 def _n_ids(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 

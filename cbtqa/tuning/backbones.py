@@ -381,8 +381,7 @@ def to_config(backbone: Backbone) -> Any:
     try:
         if backbone.shape is None or (backbone.path and not backbone.needs_conversion):
             found = auto.from_pretrained(backbone.location, revision=backbone.revision or "main")
-            found.get_text_config()  # a ValueError where it has several language models
-            return found
+            return _of_one_language_model(found, backbone.display_name)
         return auto.for_model(backbone.model_type, **_config_words(backbone, backbone.shape))
     except (ValueError, OSError) as error:
         raise ConfigError(
@@ -390,6 +389,16 @@ def to_config(backbone: Backbone) -> Any:
             hint="models that need remote code are not supported: cbtqa backbones lists those that "
             "work without",
         ) from None
+
+
+def _of_one_language_model(config: Any, name: str) -> Any:
+    """The configuration itself; raises ConfigError for a checkpoint that holds several."""
+    try:
+        config.get_text_config()
+    except ValueError:
+        words = f"{name} holds several language models: none is the one to tune"
+        raise ConfigError(words, hint="cbtqa backbones lists models that can be tuned") from None
+    return config
 
 
 def _config_words(backbone: Backbone, shape: Shape) -> dict[str, Any]:

@@ -265,7 +265,8 @@ def complete_targets(model: Any, config: Any, name: str) -> Any:
         )
     config.target_modules = wanted
     kept = set(of_text)
-    outside = sorted(n for n in linear if n not in kept and _short(n) in wanted)
+    # parts that hold layers may bear such a name as well
+    outside = sorted(n for n, _ in model.named_modules() if n not in kept and _short(n) in wanted)
     if outside:
         config.exclude_modules = f"({'|'.join(map(re.escape, outside))})"
     return config

@@ -36,7 +36,9 @@ def render_table() -> str:
     whole = [f"`{row['model_type']}`" for row in rows if row["merges"]]
     if whole:
         lines += ["", f"Adapters that `cbtqa merge` refuses: {', '.join(whole)}."]
-    late = [f"`{r['model_type']}`" for r in rows if r["ending"] == "padded" and r["predicts_packing"]]
+    late = [
+        f"`{r['model_type']}`" for r in rows if r["ending"] == "padded" and r["predicts_packing"]
+    ]
     if late:
         words = "Types of which the dry run foretells packed rows, and the trial finds out"
         lines += ["", f"{words}: {', '.join(late)}."]

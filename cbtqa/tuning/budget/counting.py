@@ -220,8 +220,9 @@ def _passes_by_formula(model: Any, dtype: torch.dtype) -> tuple[PassCount, PassC
     outputs = sum(share * block.shape[0] * min(block.shape[1:]) for block in _experts_of(layers))
     for name, module in layers.named_modules():
         layer = getattr(module, "base_layer", module)
-        if isinstance(layer, nn.Linear) and ".lora_" not in name and layer is module:
-            outputs += (share if EXPERTS.search(name) else 1.0) * layer.out_features
+        width = layer.out_features if isinstance(layer, nn.Linear) else getattr(layer, "nf", 0)
+        if width and ".lora_" not in name and layer is module:
+            outputs += (share if EXPERTS.search(name) else 1.0) * width
     kept = KEPT_PER_OUTPUT * outputs * dtype.itemsize
     one_layer = kept / max(1, len(layers))
     # of each layer, and of the norms before the first and after the last
