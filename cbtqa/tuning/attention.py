@@ -242,16 +242,26 @@ def why_not_causal(model: Any) -> str | None:
     return None
 
 
-def why_mute(model: Any) -> str | None:
-    """Why a model cannot be asked, or None: transformers must be able to generate with it."""
-    ids = [(11 * k + 5) % _n_ids(model) for k in range(12)]
-    given = torch.tensor([ids], device=model.device)
+def why_unusable(model: Any) -> str | None:
+    """Why a model takes no text of any length in training, or cannot be asked; None where both go.
+
+    Random numbers are spent where it has dropout.
+    """
+    row = _one_row([(11 * k + 5) % _n_ids(model) for k in range(67)], model)
+    asked = {"input_ids": row["input_ids"], "attention_mask": torch.ones_like(row["input_ids"])}
+    stage, was_training = "train", model.training
     try:
-        model.generate(input_ids=given, attention_mask=torch.ones_like(given), max_new_tokens=2)
+        with torch.no_grad():
+            model.train()(**row)
+        model.train(was_training)
+        stage = "generate"
+        model.generate(**asked, max_new_tokens=2)
     except FAULTS as error:
         if is_out_of_memory(error):
             raise
-        return f"transformers cannot generate with it ({first_line(error)[:160]})"
+        return f"its class does not {stage} with a plain text ({first_line(error)[:160]})"
+    finally:
+        model.train(was_training)
     return None
 
 

@@ -190,7 +190,8 @@ def not_made(name: str, error: Exception) -> ConfigError:
     if isinstance(error, ImportError):
         library = re.search(r"pip install ([\w.\[\]-]+)", str(error))
         hint = f"pip install {library[1]}" if library else None
-        return ConfigError(f"{name} needs a library that is not installed: {line[:160]}", hint=hint)
+        words = f"{name} needs a library that is not installed: {line.partition('. ')[0]}"
+        return ConfigError(words, hint=hint)
     return ConfigError(f"{name} cannot be loaded: {line[:240] or type(error).__name__}")
 
 

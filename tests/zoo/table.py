@@ -29,7 +29,9 @@ def render_table() -> str:
     ]
     groups: dict[str, list[str]] = {}
     for row in rows:
-        reason = _reason(row["sentence"])
+        reason = _reason(
+            row["sentence"].removeprefix("tiny ").removeprefix(row["model_type"] + " ")
+        )
         key = f"{_WORDS.get(row['ending'], row['ending'])}{': ' if reason else ''}{reason}"
         groups.setdefault(key, []).append(f"`{row['model_type']}`")
     lines += [f"| {key} | {', '.join(groups[key])} |" for key in sorted(groups)]

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
-
-import numpy as np
-from numpy.typing import ArrayLike
+from typing import TYPE_CHECKING, Any
 
 from cbtqa.errors import ConfigError
 from cbtqa.shapes import Message
 from cbtqa.tuning.settings import Thinking
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 _PROBE_QUESTION, _PROBE_ANSWER = "问题", "回答"
 _SWITCHES = ("enable_thinking", "thinking")
@@ -106,6 +106,8 @@ class ChatFormat:
 
     def refuse_unknown(self, rows: Iterable[ArrayLike], n_rows: int) -> None:
         """Raises ConfigError where tokens are none of the `n_rows` that the embedding has."""
+        import numpy as np  # here: what only lists names loads none
+
         largest = max((int(np.max(row)) for row in rows if np.size(row)), default=0)
         if largest >= n_rows:
             token = self.tokenizer.convert_ids_to_tokens(largest)

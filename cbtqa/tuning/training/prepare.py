@@ -14,7 +14,7 @@ import torch
 from cbtqa.errors import ConfigError
 from cbtqa.manifest import FileEntry
 from cbtqa.settings import Resolved
-from cbtqa.tuning.attention import pack_if_apart, why_mute, why_not_causal
+from cbtqa.tuning.attention import pack_if_apart, why_not_causal, why_unusable
 from cbtqa.tuning.backbones import Backbone
 from cbtqa.tuning.budget.counting import count_shape
 from cbtqa.tuning.budget.estimate import memory_of
@@ -113,7 +113,7 @@ def prepare_model(sets: TrainingSets, precision: ComputeType) -> Ready:
     base = load_base(backbone, precision, in_4_bits=is_4_bit, place=place)
     n_rows = base.get_input_embeddings().weight.shape[0]
     sets.chat.refuse_unknown(chain.from_iterable(of.rows for of in sets.by_name.values()), n_rows)
-    if reason := why_not_causal(base) or why_mute(base):
+    if reason := why_not_causal(base) or why_unusable(base):
         raise ConfigError(
             f"{backbone.display_name} cannot be tuned: {reason}",
             hint="cbtqa backbones lists models that can",
