@@ -249,6 +249,11 @@ def _show_forms(forms: list[JudgedForm], source: Path) -> None:
     ]
     columns = ["judge, instrument", "sessions", "repeats", "items scored", "unscored"]
     show_table(Table(columns, rows, "Rated"))
+    for form in forms:
+        if form.n_asked_again:
+            asked = f"{form.n_asked_again:,} items were asked about once more, by themselves, with "
+            mended = f"their fault named; {form.n_mended:,} of them are scored since"
+            say(f"{form.judge}, {form.instrument}: {asked}{mended}")
     if any(form.judge == "rules" for form in forms):
         say("warning: built-in rules count words; they are no model and nothing to be believed")
     say(f"next: cbtqa simulate analyse {source}")

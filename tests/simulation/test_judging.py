@@ -104,6 +104,91 @@ def test_faulty_replies_are_asked_again_and_then_unscored(tmp_path: Path) -> Non
     assert len(server.requests) == 3 * 1 + 3 * 1
 
 
+def items_in(seen: Seen) -> list[str]:
+    """The items that a request asks about."""
+    schema = seen.body["response_format"]["json_schema"]["schema"]
+    return [name for name in schema["properties"] if name != "instrument"]
+
+
+def part_of(text: str, names: list[str]) -> str:
+    """A reply's entries on some items."""
+    found = json.loads(text)
+    return json.dumps({name: found[name] for name in ("instrument", *names)})
+
+
+def test_an_item_with_a_fault_is_asked_about_alone_with_its_fault_named(tmp_path: Path) -> None:
+    study = make_study(tmp_path, few(1))
+    wrong = reply(agenda={"evidence": "words of nobody here", "rating": 4}, pacing={"rating": 2.5})
+
+    def answer(seen: Seen) -> Answer:
+        names = items_in(seen)
+        if len(names) > 2:
+            return ok(wrong)
+        # the second round still has a half in it
+        value = 2.5 if len(names) == 2 else 5
+        return ok(part_of(reply(agenda={"rating": 5}, pacing={"rating": value}), names))
+
+    with ScriptedEndpoint(answer) as server:
+        (form,) = judged(study, server, repeats=1)
+    assert [items_in(seen) for seen in server.requests[2:]] == [["agenda", "pacing"]] * 2 + [
+        ["pacing"]
+    ] * 2
+    note = server.requests[2].body["messages"][-1]["content"]
+    assert "'agenda': 'words of nobody here' is not in what was judged" in note
+    assert "'pacing': 2.5, not a whole number from 0 to 6" in note
+    assert "'pacing'" not in server.requests[0].body["messages"][-1]["content"]
+    assert (form.n_scored, form.n_ratings) == (22, 22)
+    assert (form.n_asked_again, form.n_mended) == (4, 4)
+    values = {one.item: one.value for one in ratings_in(study)}
+    assert (values["agenda"], values["pacing"], values["homework"]) == (5, 5, 3)
+    counts = read_manifest(study / "judged/ctrs/m").counts
+    assert (counts["n_asked_again"], counts["first_try"]["n_asked"]) == (4, 2)
+    n_tokens = sum(server.paid.values())
+    assert n_tokens == len(server.requests) == 6
+
+
+def test_an_item_that_stays_wrong_is_unscored_and_takes_no_other_with_it(tmp_path: Path) -> None:
+    study = make_study(tmp_path, few(1))
+    wrong = reply(agenda={"evidence": "words of nobody here", "rating": 4})
+
+    with ScriptedEndpoint(lambda seen: ok(part_of(wrong, items_in(seen)))) as server:
+        (form,) = judged(study, server, repeats=1, max_attempts=3)
+        assert len(server.requests) == 2 * 3
+        judged(study, server, repeats=1, max_attempts=3)
+    assert len(server.requests) == 2 * 3
+    assert form.unscored == {"evidence_not_found": 2}
+    assert (form.n_scored, form.n_asked_again, form.n_mended) == (20, 2, 0)
+
+
+def test_a_run_stopped_between_the_rounds_asks_only_for_what_it_lacks(tmp_path: Path) -> None:
+    study = make_study(tmp_path, few(2))
+    wrong = reply(agenda={"evidence": "words of nobody here", "rating": 4})
+    sound = reply(agenda={"rating": 1})
+
+    def answer(seen: Seen) -> Answer:
+        names = items_in(seen)
+        text = wrong if len(names) > 1 else part_of(sound, names)
+        return ok(text, prompt_tokens=1_000)
+
+    with ScriptedEndpoint(answer) as server:
+        with pytest.raises(IncompleteRunError):
+            judged(study, server, repeats=1, in_flight=1, budget_tokens=6_500)
+        n_before = len(server.requests)
+        assert 4 < n_before < 8, "the budget was meant to end among the single items"
+        (form,) = judged(study, server, repeats=1)
+        assert sum(server.paid.values()) == 8
+    assert form.n_scored == form.n_ratings == 44
+
+
+def test_a_whole_form_that_is_no_good_is_asked_again_with_its_fault_named(tmp_path: Path) -> None:
+    study = make_study(tmp_path, [session()])
+    with ScriptedEndpoint([ok(reply(agenda={"rating": 8})), ok(reply())]) as server:
+        (form,) = judged(study, server, repeats=1)
+    assert form.n_scored == 11
+    last = server.requests[1].body["messages"][-1]["content"]
+    assert "out of range: 'agenda' 8, not 0 to 6" in last
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [

@@ -23,7 +23,7 @@ from pydantic import Field
 
 from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import parse_record, read_json, write_json, write_jsonl
-from cbtqa.judging.asking import JudgingSettings, Verdict, rate
+from cbtqa.judging.asking import AGAIN, JudgingSettings, Verdict, rate
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import Sampling
 from cbtqa.llm.cost import Estimate, Price, sum_estimates
@@ -159,6 +159,10 @@ class JudgedForm(Record):
     n_scored: int
     unscored: dict[str, int]
     """Reason to number of items."""
+    n_asked_again: int = 0
+    """Ratings whose first one had a fault, so that their item was asked about by itself."""
+    n_mended: int = 0
+    """Those that are scored since."""
     usage: Usage | None
     cost: float | None
 
@@ -307,8 +311,8 @@ def _judge_one(work: _Work, on_progress: OnProgress | None) -> JudgedForm:
     ) as run:
         _begin(work)
         verdicts = rate(run, work.asks(), task, on_progress)
-        prompts = {task.prompt.name: task.prompt.sha256}
-        return _finish(work, verdicts, partial(run.manifest, prompts=prompts), run)
+        how: dict[str, Any] = {"prompts": {task.prompt.name: task.prompt.sha256}, "apart": AGAIN}
+        return _finish(work, verdicts, partial(run.manifest, **how), run)
 
 
 def _begin(work: _Work) -> None:
@@ -331,10 +335,9 @@ def _finish(
     run: Run | None = None,
 ) -> JudgedForm:
     folder, instrument, judge = work.folder, work.instrument, work.judge
-    ratings = [
-        make_rating(ask, instrument.id, item, verdict, judge.name)
-        for ask, item, verdict in verdicts
-    ]
+    found = list(verdicts)
+    again = [verdict for _, _, verdict in found if verdict.n_again]
+    ratings = [make_rating(ask, instrument.id, item, one, judge.name) for ask, item, one in found]
     ratings += work.unfit_ratings()
     write_jsonl(folder / RATINGS_NAME, ratings)
     reasons = (one.unscored_reason.partition(":")[0] for one in ratings if one.unscored_reason)
@@ -347,6 +350,8 @@ def _finish(
         n_ratings=len(ratings),
         n_scored=sum(one.value is not None for one in ratings),
         unscored=dict(Counter(reasons)),
+        n_asked_again=len(again),
+        n_mended=sum(one.value is not None for one in again),
         usage=run.usage if run else None,
         cost=cost["amount"] if cost else None,
     )

@@ -54,6 +54,11 @@ class SessionJudge(JudgeTask[SessionAsk]):
 
     task, form = "judge_session", "instrument"
     entry = '{"evidence": "number of a turn", "reason": "one sentence", "rating": number or null}'
+    fault_words = "Your last reply could not be used: {fault}. Reply again, in the shape asked for."
+    again_words = (
+        "You have rated this transcript already; your entries for the items above could not be "
+        "used. Rate these items alone, anew. What was wrong:\n{faults}"
+    )
 
     def key(self, ask: SessionAsk) -> str:
         """Text and repeat: two arms with the same session share their ratings."""
