@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -187,7 +188,7 @@ def judge(
     with live_progress() as progress:
         forms = judge_sessions(resolved, progress.update, progress.stage)
     found = {"judged": [form.model_dump(mode="json") for form in forms]}
-    print_json(found) if as_json else _show_forms(forms, resolved.values.sessions)
+    print_json(found) if as_json else _show_forms(forms, resolved.values)
 
 
 @app.command("analyse")
@@ -238,7 +239,7 @@ def instruments(
         show_table(Table(["id", "items", "totals", "title"], rows, "Instruments for sessions"))
 
 
-def _show_forms(forms: list[JudgedForm], source: Path) -> None:
+def _show_forms(forms: list[JudgedForm], settings: SessionJudgeSettings) -> None:
     rows = [
         (
             *(f"{form.judge}, {form.instrument}", form.n_sessions, form.n_repeats),
@@ -256,13 +257,19 @@ def _show_forms(forms: list[JudgedForm], source: Path) -> None:
             say(f"{form.judge}, {form.instrument}: {asked}{mended}")
     if any(form.judge == "rules" for form in forms):
         say("warning: built-in rules count words; they are no model and nothing to be believed")
-    say(f"next: cbtqa simulate analyse {source}")
+    given = ["cbtqa", "simulate", "analyse", str(settings.sessions)]
+    if settings.out:
+        given += ["--judged", str(settings.out)]
+    if not settings.sessions.is_dir():
+        given += ["--out", "analysis"]
+    say(f"next: {shlex.join(given)}")
 
 
 def _show_report(report: AnalysisReport) -> None:
     from cbtqa.simulation.analysis.page import (
         clear_pairs,
         f_text,
+        missing_table,
         outcome_table,
         reasons_of_means,
         regression_table,
@@ -282,6 +289,8 @@ def _show_report(report: AnalysisReport) -> None:
             if published.omnibus is not None and found.reason is None:
                 pairs = f"{wald_text(published.omnibus)}; {clear_pairs(published.contrasts)}"
                 say(f"as published, without patient by arm (p too small): {pairs}")
+        if result.missing:
+            show_table(missing_table(result))
         if result.regression is not None:
             show_table(regression_table(result.regression))
             for reason in dict.fromkeys(one.reason for one in result.regression.effects):

@@ -129,7 +129,7 @@ class JudgeTask(ABC, Generic[AskT]):
 
     @abstractmethod
     def holes(self, ask: AskT, criteria: Sequence[Criterion]) -> dict[str, str]:
-        """The prompt's variables."""
+        """What the prompt may take: those of its variables that it declares."""
 
     @abstractmethod
     def rests_on(self, ask: AskT, criterion: Criterion, value: int, evidence: str) -> bool:
@@ -143,7 +143,7 @@ class JudgeTask(ABC, Generic[AskT]):
         return None
 
     def request(self, ask: AskT) -> ChatRequest:
-        n_before, place = self.turn(ask)
+        _, place = self.turn(ask)
         first = place % len(self.criteria)
         return self._request(ask, self.criteria[first:] + self.criteria[:first])
 
@@ -161,7 +161,7 @@ class JudgeTask(ABC, Generic[AskT]):
     def _request(
         self, ask: AskT, criteria: Sequence[Criterion], note: str = "", further: int = 0
     ) -> ChatRequest:
-        messages = self.prompt.render(**self.holes(ask, criteria))
+        messages = self.prompt.fill(self.holes(ask, criteria))
         if note:
             messages[-1] = {**messages[-1], "content": f"{messages[-1]['content']}\n\n{note}"}
         n_before, seed = self.turn(ask)[0], self._sampling.seed

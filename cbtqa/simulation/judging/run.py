@@ -6,14 +6,15 @@ judged/<instrument>/<judge>/
   ratings.jsonl     one `records.ItemRating` a line, unscored ones with their reason
   manifest.json     written last: what judged, on what words, at what cost
 
-A judge or an instrument added later gets a folder of its own beside the others.
+Beside the instruments named, `session-safety` is rated, in calls and a folder of its own. A judge
+or an instrument added later gets a folder of its own beside the others.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,7 @@ from cbtqa.manifest import (
 from cbtqa.ratings.rubric import Rubric
 from cbtqa.records import ItemRating, Record, Session, Usage
 from cbtqa.settings import Resolved
-from cbtqa.simulation.instruments import Instrument, load_instrument
+from cbtqa.simulation.instruments import SAFETY, Instrument, load_instrument
 from cbtqa.simulation.judging.task import (
     RULES,
     SessionAsk,
@@ -67,6 +68,8 @@ class SessionJudgeSettings(JudgingSettings):
     """Study folder, or a file with transcripts."""
     instrument: tuple[str, ...] = ()
     """Instrument id or rubric file; several: several calls each."""
+    safety: bool = True
+    """Rate safety, too (danger met, limits kept, no harm said), in calls of its own."""
     wording: Path | None = None
     """File with the exact words of the form, for those who may use it."""
     model: tuple[str, ...] = ()  # type: ignore[assignment]  # here several models may be named
@@ -173,6 +176,8 @@ class _Work:
     sessions: tuple[Session, ...]
     unfit: dict[str, str]
     """Session to the reason why it cannot be judged."""
+    n_of_course: dict[str, int]
+    """Session to the sessions of its course, where that is known."""
     instrument: Instrument
     judge: JudgeSpec
     out: Path
@@ -188,8 +193,8 @@ class _Work:
 
     def asks(self) -> list[SessionAsk]:
         fit = (session for session in self.sessions if session.id not in self.unfit)
-        n_repeats = self.judge.n_repeats
-        return [SessionAsk.of(one, repeat + 1) for one in fit for repeat in range(n_repeats)]
+        n, known = self.judge.n_repeats, self.n_of_course
+        return [SessionAsk.of(one, i + 1, known.get(one.id)) for one in fit for i in range(n)]
 
     def unfit_ratings(self) -> Iterator[ItemRating]:
         """Every item of a session that is not sent, with the reason."""
@@ -281,14 +286,32 @@ def _prepare(resolved: Resolved[SessionJudgeSettings]) -> list[_Work]:
         raise UsageError("there are no sessions to judge", hint="cbtqa simulate run")
     judges = tuple(judges_of(settings, study))
     instruments = [load_instrument(name, settings.wording) for name in dict.fromkeys(names)]
+    if settings.safety and SAFETY not in names:
+        instruments.append(load_instrument(SAFETY))
+    n_of_course = _lengths_of_courses(sessions, study)
     most, keeps = (settings.max_turns, settings.max_transcript_tokens), settings.keep_marked
     reasons = {one.id: unfit_reason(one, *most, keeps_marked=keeps) for one in sessions}
     unfit = {name: reason for name, reason in reasons.items() if reason}
     return [
-        _Work(resolved, sessions, unfit, instrument, judge, out)
+        _Work(resolved, sessions, unfit, n_of_course, instrument, judge, out)
         for instrument in instruments
         for judge in judges
     ]
+
+
+def _lengths_of_courses(sessions: Sequence[Session], study: StudySettings | None) -> dict[str, int]:
+    """Session to how many its course has; of a file, only where it holds a later session."""
+    declared = study.sessions if study else 0
+    last: dict[tuple[str, str, int], int] = defaultdict(lambda: declared)
+    for one in sessions:
+        if one.number > 1:
+            last[_course_of(one)] = max(last[_course_of(one)], one.number)
+    found = {one.id: last[_course_of(one)] for one in sessions}
+    return {name: n for name, n in found.items() if n}
+
+
+def _course_of(session: Session) -> tuple[str, str, int]:
+    return session.arm, session.profile_id, session.replicate
 
 
 def _judge_one(work: _Work, on_progress: OnProgress | None) -> JudgedForm:
