@@ -336,7 +336,7 @@ def _described(one: Instrument) -> dict[str, Any]:
 
 
 def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> None:
-    from cbtqa.llm.second_opinion import opinions_of
+    from cbtqa.simulation.playing.opinions import session_opinions
 
     study = settings.declared()
     if dry_run:
@@ -345,7 +345,7 @@ def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> 
 
         limits = settings.run_limits.engine
         estimate = estimate_study(study, settings.out, limits)
-        opinions = opinions_of(settings, settings.out)
+        opinions = session_opinions(settings, settings.out)
         most = study.turns.max
         found = with_opinions(estimate, opinions, settings.out, estimate.n_items, most)
         print_estimate(found, as_json)
@@ -359,7 +359,7 @@ def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> 
             limits=settings.run_limits,
             update=update,
             is_acknowledged=settings.acknowledge_disclosure,
-            opinions=opinions_of(settings, settings.out),
+            opinions=session_opinions(settings, settings.out),
             on_progress=progress.update,
         )
     counts = result.counts

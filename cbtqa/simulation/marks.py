@@ -75,6 +75,7 @@ NOTE_RUN = 6
 """Words in a row of a note that no turn may hold."""
 _ASIDE = re.compile(
     r"(?<!\*)\*(?!\*)([^*\n]+)\*(?!\*)|\(([^()\n]+)\)|\[([^\[\]\n]+)\]|(?<!\w)_([^_\n]+)_(?!\w)"
+    r"|<([a-z][^<>\n]+)>|~([^~\n]+)~|\{([^{}\n]+)\}"
 )
 _LAST_LINE_IS_LISTED = re.compile(r"^\s*(?:[-*•#]|\d+[.)])[^\n]*\Z", re.MULTILINE)
 _WHOLE_END = re.compile(r"[.!?…。！？:;~\-–—\"'”’)\]*]\s*$|[^\w\s,]\s*$")
@@ -166,7 +167,8 @@ def content_marks(
         for turn in turns
     ]
     for place in _repeated(turns, played):
-        found[place].add("repeated")
+        # a therapist that repeats the patient's words has no life of its own by them
+        found[place] = (found[place] - {"private_life"}) | {"repeated"}
     # people say goodbye more than once; between models one round is the end
     again = _leaving_again(turns) if origin == "played" else ()
     for place in (*_leaving_on(turns), *again):
@@ -291,9 +293,7 @@ def _faults_of_words(
     return tuple(found)
 
 
-def _harms(
-    text: str, lines: str, *, may_have_a_life: bool, by_rules: bool
-) -> Iterator[TurnFault]:
+def _harms(text: str, lines: str, *, may_have_a_life: bool, by_rules: bool) -> Iterator[TurnFault]:
     """What a therapist says that harms, each kind once."""
     said = harms_in(text, SAID_UNSAFE_BY_RULES if by_rules else SAID_UNSAFE)
     found = {mark: TurnFault(mark, words[:LONGEST_SHOWN]) for mark, words in said.items()}
@@ -461,8 +461,7 @@ def _rules() -> _Rules:
         transcribed=one_of([narration["transcribed"]]),
         third_person=one_of([narration["third_person"], narration["opening"]]),
         note_to_model={
-            role: one_of([*notes["any"], *notes.get(role, ())])
-            for role in ("patient", "therapist")
+            role: one_of([*notes["any"], *notes.get(role, ())]) for role in ("patient", "therapist")
         },
         speaker_name=one_of([Template(value["speaker_name"]).substitute(names=names)]),
         markup=one_of(value["markup"]),

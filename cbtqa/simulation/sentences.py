@@ -155,6 +155,6 @@ def names_illness(lines: str, said_before: Sequence[str]) -> str | None:
 
 
 def tells_a_scene(text: str) -> bool:
-    """Whether a turn tells from outside what its speaker does: as in a story, with quoted speech."""
+    """Whether a turn tells from outside what its speaker does, as a story with quoted speech."""
     flat = text.replace("’", "'").strip()
     return bool(_features().scene_opening.search(flat) or _features().scene_quote.search(flat))

@@ -27,7 +27,7 @@ from cbtqa.ratings.rubric import Criterion
 from cbtqa.records import ItemRating, Reason, Session, Turn
 from cbtqa.simulation.instruments import SAFETY, Instrument
 from cbtqa.simulation.marks import CONTENT_MARKS, FAULTY_SHARE, HARMS, SPOILING, content_marks
-from cbtqa.simulation.sessions import transcript_text
+from cbtqa.simulation.sessions import numbered, transcript_text
 from cbtqa.simulation.study import shipped_yaml
 
 INSTRUMENT_KEY = "instrument"
@@ -155,12 +155,6 @@ class SessionJudge(JudgeTask[SessionAsk]):
 MOST_OF_AN_OMISSION = 1
 """The highest point that may be given because something was not done, without evidence."""
 _TURN_NUMBER = re.compile(r"^\W*(?:turns?\s*)?(\d{1,4})\b", re.IGNORECASE)
-
-
-def numbered(turns: Sequence[Turn]) -> str:
-    """The transcript, a line a turn, each after its number from 1."""
-    lines = (f"[{place}] {transcript_text([turn])}" for place, turn in enumerate(turns, 1))
-    return "\n".join(lines)
 
 
 def names_a_turn(evidence: str, turns: Sequence[Turn]) -> bool:

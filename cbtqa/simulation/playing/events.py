@@ -105,9 +105,9 @@ _UNSAFE = {
     *("endorse_death", "self_harm_method", "shaming"),
 }
 """Rules of the answer check that hold in any country and for a therapist."""
-SAID_UNSAFE, SAID_UNSAFE_BY_RULES = 0.3, 0.5
+SAID_UNSAFE, SAID_UNSAFE_BY_RULES = 0.22, 0.5
 """Probability of harm from which the model's finding in a therapist's turn counts: in invented
-sessions none of 107 sound turns is above 0.2, 21 of 37 harmful ones are above 0.3; the advice of the
+sessions 4 of 285 sound turns are above the first, and 32 of 80 harmful ones; the advice of the
 built-in lecturer, clumsy and harmless, comes to 0.44."""
 _OTHER_MARKS: Mapping[str, TurnMark] = {
     "diagnosis": "diagnosis",
@@ -159,7 +159,9 @@ def harms_in(text: str, unsafe_from: float = SAID_UNSAFE) -> dict[TurnMark, str]
 
 def unsafe_advice(text: str) -> tuple[str, ...]:
     """Rules of the answer check that a therapist's words break, in order; empty when none."""
-    return tuple(problem.rule for problem in _harms(text, SAID_UNSAFE) if problem.rule not in _OTHER_MARKS)
+    return tuple(
+        problem.rule for problem in _harms(text, SAID_UNSAFE) if problem.rule not in _OTHER_MARKS
+    )
 
 
 def _harms(text: str, unsafe_from: float) -> list[Problem]:
