@@ -352,6 +352,7 @@ def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> 
         return
     from cbtqa.simulation.playing.run import run_study
 
+    opinions = session_opinions(settings, settings.out)
     with live_progress() as progress:
         result = run_study(
             study,
@@ -359,7 +360,7 @@ def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> 
             limits=settings.run_limits,
             update=update,
             is_acknowledged=settings.acknowledge_disclosure,
-            opinions=session_opinions(settings, settings.out),
+            opinions=opinions,
             on_progress=progress.update,
         )
     counts = result.counts
@@ -368,7 +369,8 @@ def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> 
         print_json({**made.to_dict(), "counts": counts})
         return
     if result.was_complete:
-        say(f"{result.folder.path} was complete already; nothing was asked")
+        second = "the further models alone were asked" if opinions.services else "nothing was asked"
+        say(f"{result.folder.path} was complete already; {second}")
     reasons = sorted({reason for stops in counts["stops"].values() for reason in stops})
     stopped = counts["stops"].items()
     rows = [(arm, *(stops.get(reason, 0) for reason in reasons)) for arm, stops in stopped]

@@ -374,12 +374,12 @@ def endings(sessions: Sequence[Session], arms: Sequence[str]) -> list[EndingRow]
 
 
 def mark_rows(sessions: Sequence[Session], arms: Sequence[str]) -> list[MarkRow]:
-    """Marks of what turns say, by arm, a guard's verdict among them."""
+    """Marks of what turns say, by arm, those that a guard gave among them."""
     rows = []
     for arm in arms:
         own = [session for session in sessions if session.arm == arm]
         n = sum(len(session.turns) for session in own)
-        for mark in (*CONTENT_MARKS, "unsafe"):
+        for mark in CONTENT_MARKS:
             found = [sum(mark in turn.marks for turn in session.turns) for session in own]
             if any(found):
                 counts = {"n_turns": sum(found), "n_sessions": sum(map(bool, found))}
