@@ -245,7 +245,7 @@ def test_one_arm_or_equal_scores_give_no_model_and_say_why(tmp_path: Path) -> No
     two = made_rows(12, n_patients=1)
     outcome = analysed(write(tmp_path / "u.csv", two)).instruments[0].outcomes[0]
     assert "two groups" in str(outcome.published.no_fit_reason)
-    assert "1 patient in several arms" in str(outcome.comparison.reason)
+    assert "1 patient in an arm" in str(outcome.comparison.reason)
     assert all(one.low is None and one.reason for one in outcome.arms)
 
 
