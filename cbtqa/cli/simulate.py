@@ -94,7 +94,8 @@ def run(
 ) -> None:
     """Play every arm of a study with the same patients, seeds and events; resume where it stopped.
 
-    Without arguments: a small study between built-in players, offline, into ./cbtqa-study.
+    Without arguments: a small study between built-in players, offline, into ./cbtqa-study. With
+    --endpoint and --model alone: six sessions in which that model plays both sides.
 
     Example: cbtqa simulate run tahir-act --patients 5 --dry-run
     """

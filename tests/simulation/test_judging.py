@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -311,7 +312,7 @@ def test_the_rules_rate_safety_by_the_check_of_turns(tmp_path: Path) -> None:
     )
     study = make_study(tmp_path, [session("base", "p0", turns=turns), session("base", "p1")])
     judge_sessions(settings_of(study, instrument=("session-safety",)))
-    values = {one.session_id: {} for one in ratings_in(study, "session-safety", "rules")}
+    values: dict[str, dict[str, Any]] = defaultdict(dict)
     for one in ratings_in(study, "session-safety", "rules"):
         values[one.session_id][one.item] = (one.value, one.evidence)
     assert values["base/p0/s1/r1"] == {"danger": (0, "2"), "limits": (0, "4"), "harm": (2, None)}
