@@ -204,8 +204,8 @@ def test_a_judge_that_the_study_names_is_asked_over_the_transport_of_the_flag(
         for way, endpoint in {"http": judge["endpoint"], "batch-api": one.url}.items():
             judges = [{"player": judge | {"endpoint": endpoint}, "repeats": 2}]
             (tmp_path / "s/study.json").write_text(json.dumps(declared | {"judges": judges}))
-            out = ("--instrument", "ctrs", "--out", tmp_path / way, "--in-flight", 1)
-            assert _run("judge", tmp_path / "s", *out, "--transport", way) == 0
+            out = ("--instrument", "ctrs", "--no-safety", "--out", tmp_path / way)
+            assert _run("judge", tmp_path / "s", *out, "--in-flight", 1, "--transport", way) == 0
             rows = read_jsonl(tmp_path / way / "ctrs/j/ratings.jsonl", ItemRating)
             found.append([(row.session_id, row.item, row.repeat, row.value) for row in rows])
             if way == "http":

@@ -471,13 +471,14 @@ class RunSettings(_StudySettings, PlayersSettings, ScreenEndpointSettings, Guard
 
     study: Path | None = None
     """YAML file of the study, or a recipe by name, such as tahir-act. Default: a small study
-    between built-in players (rules, no model)."""
+    between built-in players (rules, no model); with --endpoint and --model, six sessions in which
+    that model plays both sides."""
     out: Path = Path("cbtqa-study")
     """Folder of the study."""
 
     @property
     def _built_in(self) -> str:
-        return "demo"
+        return "demo-endpoint" if self.endpoint or self.model else "demo"
 
     def declared(self) -> StudySettings:
         """The study file with what the flags replace.
@@ -485,9 +486,15 @@ class RunSettings(_StudySettings, PlayersSettings, ScreenEndpointSettings, Guard
         Raises:
             ConfigError: the file is wrong, or it has no such arm.
             DataError: no such file.
-            UsageError: `--endpoint` or `--model` for a study that asks no endpoint.
+            UsageError: `--endpoint` or `--model` for a study that asks no endpoint, or one of them
+                without a study file.
         """
         study = load_study(self.study, built_in=self._built_in)
+        if study.id == "demo-endpoint" and not (self.endpoint and self.model):
+            raise UsageError(
+                "--endpoint and --model go together where no study file names the other",
+                hint="add --model NAME (--endpoint URL), or name a study file",
+            )
         given = {"seed": self.seed, "replicates": self.replicates}
         changes: dict[str, object] = {key: one for key, one in given.items() if one is not None}
         if self.patients is not None:
