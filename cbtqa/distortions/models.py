@@ -162,7 +162,7 @@ def _read_linear(folder: Path, signature: ModelSignature, taxonomy: Taxonomy) ->
             found = {name: arrays[name] for name in _ARRAYS}
             encoder = None
             if signature.encoder:
-                columns = {name: arrays[f"encoder_{name}"] for name in _ENCODER_ARRAYS}
+                columns: dict[str, Any] = {n: arrays[f"encoder_{n}"] for n in _ENCODER_ARRAYS}
                 encoder = EncoderColumns(**signature.encoder, **columns)
     except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise DataError(f"damaged: {error}", where=str(path)) from None
