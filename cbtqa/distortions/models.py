@@ -163,7 +163,7 @@ def _read_linear(folder: Path, signature: ModelSignature, taxonomy: Taxonomy) ->
             encoder = None
             if signature.encoder:
                 columns: dict[str, Any] = {n: arrays[f"encoder_{n}"] for n in _ENCODER_ARRAYS}
-                encoder = EncoderColumns(**signature.encoder, **columns)
+                encoder = EncoderColumns(**{**signature.encoder, **columns})
     except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise DataError(f"damaged: {error}", where=str(path)) from None
     known = {name: getattr(signature, name) for name in ("name", "rules", "at_least_one")}
