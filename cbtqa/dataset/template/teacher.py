@@ -176,8 +176,8 @@ def _terms() -> Mapping[str, str]:
 # --- the teacher ----------------------------------------------------------------------------------
 
 _LEAST_HAN = 0.05
-"""Share of a question's letters: below it the Chinese is a name or a word in a foreign sentence. A
-foreign term with a Chinese question behind it (`borderline personality disorder怎么治`) has more."""
+"""Share of a question's letters: below it the Chinese is a name in a foreign sentence. A foreign
+term with a Chinese question behind it (`borderline personality disorder怎么治`) has more."""
 
 
 def fault_of_question(question: Question) -> Fault | None:
@@ -253,8 +253,8 @@ class TemplateTeacher:
 
 BLOCK = 500
 Written: TypeAlias = tuple[str | None, Fault | None, Grade]
-"""Reply text (None: there is none), its fault (or None), grade of the question. Plain, because it travels between
-processes: a whole `Entry` took a twentieth of the time of writing it."""
+"""Reply text (None: there is none), its fault (or None), grade of the question. Plain, because it
+travels between processes: a whole `Entry` took a twentieth of the time of writing it."""
 
 
 class OfflineTeacher:
