@@ -190,8 +190,10 @@ def test_stories_come_out_alike_from_one_server_from_two_and_from_a_batch(tmp_pa
 
 
 def test_a_judge_that_the_study_names_is_asked_over_the_transport_of_the_flag(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("cbtqa.llm.openai_batch.POLL_S", 0.01)
+
     def rated(seen: Seen) -> Answer:
         return ok(reply(instrument_in(seen), evidence="I hear you"))
 
