@@ -14,7 +14,7 @@ from cbtqa.tuning.weights.tokenizers import probe_texts
 from tests.support.original_checkpoints import SENTENCES, save_original
 from tests.weights.conftest import ROOT, Figure
 
-pytestmark = [pytest.mark.weights, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.weights, pytest.mark.timeout(1800)]
 N_RANKS = 151_643
 
 

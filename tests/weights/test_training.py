@@ -22,7 +22,7 @@ from tests.weights.conftest import Figure
 
 pytestmark = [
     pytest.mark.weights,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1800),
     pytest.mark.xdist_group("training"),
     pytest.mark.filterwarnings("ignore"),  # third-party deprecations, not ours
 ]
