@@ -154,7 +154,7 @@ def show_dry_run(found: DryRun) -> None:
     if found.cpu is not None:
         say(
             f"this CPU: at {share(found.cpu.share, 0)} of the {number(found.cpu.gflops, 0)} "
-            "GFLOP/s of a matrix product of this size just now; evaluations come on top"
+            "GFLOP/s that a matrix product reached just now; evaluations come on top"
         )
     from rich.text import Text
 

@@ -1,8 +1,8 @@
 """A real checkpoint is tuned, merged and answers: equal to plain transformers and peft.
 
-SmolLM2-135M-Instruct in 32 bits, thirty steps of two invented openings, LoRA r=8. Plain training
-sees one padded batch a step with peft's adapter and torch's AdamW; ours is packed. They agree to
-2e-3 in every step's loss and in the held-out loss.
+SmolLM2-135M-Instruct in 32 bits, thirty steps of two invented openings, LoRA r=8. The first twelve
+are done again without cbtqa: one padded batch a step, peft's adapter, torch's AdamW and schedule.
+Their losses agree to 1e-3, and so does the held-out loss of the adapter, loaded by peft.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # third-party deprecations, not ours
 ]
 N_HELD_OUT, N_STEPS, BATCH, WARMUP, RATE, RANK = 6, 30, 2, 3, 5e-4, 8
-TOLERANCE = 2e-3
+N_AGAIN, TOLERANCE = 12, 1e-3
 LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -86,8 +86,8 @@ def _loss(model: Any, rows: list[tuple[list[int], list[int]]]) -> tuple[Any, int
     return total, sum(len(answer) for _, answer in rows)
 
 
-def _train_plainly(smollm2: Path) -> tuple[list[float], float, float]:
-    """Losses by step, held-out loss before and after: transformers, peft and torch alone."""
+def _train_plainly(smollm2: Path) -> tuple[list[float], float]:
+    """Losses by step, and the held-out loss before: transformers, peft and torch alone."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
@@ -95,18 +95,12 @@ def _train_plainly(smollm2: Path) -> tuple[list[float], float, float]:
     auto: Any = AutoModelForCausalLM
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     rows = [_encoded(tokenizer, row) for row in _rows()]
-    train, held = rows[:-N_HELD_OUT], rows[-N_HELD_OUT:]
+    train = rows[:-N_HELD_OUT]
     base = auto.from_pretrained(smollm2, dtype=torch.float32)
+    before = _held_out(base.eval(), rows)
     set_seed(0)
     words = {"target_modules": sorted(LAYERS), "task_type": "CAUSAL_LM"}
     model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=2 * RANK, **words))
-
-    def held_out() -> float:
-        with torch.no_grad():
-            total, n = _loss(model.eval(), held)
-        return float(total) / n
-
-    before = held_out()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
 
@@ -116,12 +110,11 @@ def _train_plainly(smollm2: Path) -> tuple[list[float], float, float]:
         return 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (N_STEPS - WARMUP)))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    plan = StepPlan(
-        [len(p) + len(a) for p, a in train], batch_size=BATCH, max_steps=N_STEPS, seed=0
-    )
+    lengths = [len(prompt) + len(answer) for prompt, answer in train]
+    plan = StepPlan(lengths, batch_size=BATCH, max_steps=N_STEPS, seed=0)
     losses = []
     model.train()
-    for number in range(N_STEPS):
+    for number in range(N_AGAIN):
         total, n = _loss(model, [train[member] for member in plan.step(number).members])
         (total / n).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -129,7 +122,28 @@ def _train_plainly(smollm2: Path) -> tuple[list[float], float, float]:
         schedule.step()
         optimizer.zero_grad()
         losses.append(float(total.detach()) / n)
-    return losses, before, held_out()
+    return losses, before
+
+
+def _held_out(model: Any, rows: list[tuple[list[int], list[int]]]) -> float:
+    import torch
+
+    with torch.no_grad():
+        total, n = _loss(model, rows[-N_HELD_OUT:])
+    return float(total) / n
+
+
+def _held_out_of(adapter: Path, smollm2: Path) -> float:
+    """The held-out loss of a saved adapter, loaded by peft."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    auto: Any = AutoModelForCausalLM
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    base = auto.from_pretrained(smollm2, dtype=torch.float32)
+    model = PeftModel.from_pretrained(base, adapter).eval()
+    return _held_out(model, [_encoded(tokenizer, row) for row in _rows()])
 
 
 def test_thirty_steps_of_a_real_checkpoint_are_those_of_plain_transformers_and_peft(
@@ -140,14 +154,15 @@ def test_thirty_steps_of_a_real_checkpoint_are_those_of_plain_transformers_and_p
     ours_held = next(line["eval_loss"] for line in log if "eval_loss" in line)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs, before, theirs_held = _train_plainly(smollm2)
-    apart = max(abs(a - b) for a, b in zip(ours, theirs, strict=True))
+        theirs, before = _train_plainly(smollm2)
+        theirs_held = _held_out_of(tuned / "adapter", smollm2)
+    apart = max(abs(a - b) for a, b in zip(ours, theirs, strict=False))
     figure(
-        f"finetune: held-out loss {before:.4f} to {ours_held:.5f}, plain {theirs_held:.5f}; "
-        f"a step's loss at most {apart:.1e} apart"
+        f"finetune: held-out loss {before:.4f} to {ours_held:.5f} (loaded by peft {theirs_held:.5f}"
+        f"); the loss of {N_AGAIN} steps at most {apart:.1e} from transformers and peft"
     )
     assert len(ours) == N_STEPS
-    assert ours == pytest.approx(theirs, abs=TOLERANCE)
+    assert ours[:N_AGAIN] == pytest.approx(theirs, abs=TOLERANCE)
     assert ours_held == pytest.approx(theirs_held, abs=TOLERANCE)
     assert ours_held < before - 0.1
 
@@ -170,9 +185,9 @@ def test_the_merged_model_writes_the_adapters_greedy_text_and_the_base_another(
         "merged": ("--model", tuned / "merged"),
     }.items():
         words = ("generate", tuned / "held.jsonl", *how, "--out", tuned / name, "--split", "all")
-        run_cbtqa(*words, "--limit", "3", "--max-new-tokens", "110", cwd=tuned)
+        run_cbtqa(*words, "--limit", "2", "--max-new-tokens", "70", cwd=tuned)
         texts[name] = _answers(tuned / name)
-    assert len(texts["after"]) == 3 and all(texts["after"].values())
+    assert len(texts["after"]) == 2 and all(texts["after"].values())
     assert texts["after"] == texts["merged"]
     assert all(texts["after"][name] != text for name, text in texts["before"].items())
 
@@ -180,22 +195,24 @@ def test_the_merged_model_writes_the_adapters_greedy_text_and_the_base_another(
 def test_what_the_tuned_model_writes_is_scored(tuned: Path, figure: Figure) -> None:
     """Goes on from the test before, whose answers it reads."""
     held = [json.loads(line) for line in (tuned / "held.jsonl").read_text().splitlines()]
-    values = {}
     for name in ("before", "after"):
-        answers = _answers(tuned / name)
-        rows = [
-            {"id": key, "prediction": text, "reference": held[place]["completion"]}
-            for place, (key, text) in enumerate(answers.items())
-        ]
-        lines = "".join(json.dumps(row) + "\n" for row in rows)
-        (tuned / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        _write_rows(tuned / f"{name}.jsonl", _answers(tuned / name), "prediction")
+    right = (row["completion"] for row in held)
+    _write_rows(
+        tuned / "refs.jsonl", dict(zip(_answers(tuned / "after"), right, strict=False)), "reference"
+    )
     run_cbtqa(
-        *("score", tuned / "before.jsonl", tuned / "after.jsonl", "--ref", tuned / "after.jsonl"),
+        *("score", tuned / "before.jsonl", tuned / "after.jsonl", "--ref", tuned / "refs.jsonl"),
         *("--ref-column", "reference", "--metrics", "chrf2", "--bootstrap", "0", "--no-anchors"),
         *("--out", tuned / "scores"),
         cwd=tuned,
     )
     told = json.loads((tuned / "scores" / "scores.json").read_text())
     values = {row["system"]: row["value"] for row in told["scores"] if row["metric"] == "chrf2"}
-    figure(f"chrF2 of three answers: {values}")
+    figure(f"chrF2 of two answers: {values}")
     assert 0 < values["before"] < 100 and 0 < values["after"] < 100
+
+
+def _write_rows(path: Path, texts: dict[str, str], column: str) -> None:
+    rows = (json.dumps({"id": key, column: text}) for key, text in texts.items())
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")

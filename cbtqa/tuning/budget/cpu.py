@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from cbtqa.records import Record
-from cbtqa.tuning.budget.counting import ShapeCount, count_shape
+from cbtqa.tuning.budget.counting import ModelSizes, count_shape
 from cbtqa.tuning.budget.estimate import Memory, Work, memory_of
 from cbtqa.tuning.libraries import require
 from cbtqa.tuning.settings import FinetuneSettings
@@ -24,7 +24,8 @@ SHARE = 0.5
 """Share of a bare matrix product's speed that a whole step reaches."""
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Where Linux keeps the memory limit of a container."""
-PROBE_SECONDS, PROBE_ROWS = 0.5, 64
+PROBE_SECONDS, PROBE_ROWS, PROBE_WIDTH = 0.5, 64, 1024
+"""Some 2 ms a product: on a busy machine some still run undisturbed."""
 
 
 class CpuEstimate(Record):
@@ -40,7 +41,7 @@ class CpuEstimate(Record):
     """`overhead`: Python with its libraries, and slack."""
     fits: bool
     gflops: float
-    """10^9 operations a second that a matrix product of this model's size reached just now."""
+    """10^9 operations a second that a matrix product reached just now."""
     share: float
     """Of `gflops` that a whole step is taken to reach, for `seconds`."""
     seconds: float
@@ -96,18 +97,16 @@ def memory_of_machine() -> int:
     return min([total, *(int(text) for text in found if text.isdigit())])
 
 
-def measured_flops(count: ShapeCount, dtype: torch.dtype) -> float:
-    """Operations a second of the model's largest adapted product on this CPU, the best of some."""
-    inner = count.largest_matrix // count.hidden
-    states = torch.ones(PROBE_ROWS, count.hidden, dtype=dtype)
-    matrix = torch.ones(count.hidden, inner, dtype=dtype)
+def measured_flops(count: ModelSizes, dtype: torch.dtype) -> float:
+    """Operations a second of a matrix product on this CPU, the best of many; the model's width
+    counts up to `PROBE_WIDTH`."""
+    width = min(count.hidden, PROBE_WIDTH)
+    states = torch.ones(PROBE_ROWS, width, dtype=dtype)
+    matrix = torch.ones(width, PROBE_WIDTH, dtype=dtype)
     best, ends = float("inf"), time.perf_counter() + PROBE_SECONDS
     with torch.no_grad():
         states @ matrix  # the first one sets up
-        while True:
-            began = time.perf_counter()
+        while (began := time.perf_counter()) < ends or best == float("inf"):
             states @ matrix
-            now = time.perf_counter()
-            best = min(best, now - began)
-            if now > ends:
-                return 2 * PROBE_ROWS * count.hidden * inner / best
+            best = min(best, time.perf_counter() - began)
+    return 2 * PROBE_ROWS * width * PROBE_WIDTH / best
