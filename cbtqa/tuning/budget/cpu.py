@@ -24,8 +24,7 @@ SHARE = 0.5
 """Share of a bare matrix product's speed that a whole step reaches."""
 LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 """Where Linux keeps the memory limit of a container."""
-PROBE_SECONDS, PROBE_ROWS, PROBE_WIDTH = 0.5, 64, 1024
-"""Some 2 ms a product: on a busy machine some still run undisturbed."""
+PROBE_SECONDS, PROBE_ROWS, PROBE_WIDTH = 0.1, 256, 1024
 
 
 class CpuEstimate(Record):
@@ -98,15 +97,16 @@ def memory_of_machine() -> int:
 
 
 def measured_flops(count: ModelSizes, dtype: torch.dtype) -> float:
-    """Operations a second of a matrix product on this CPU, the best of many; the model's width
-    counts up to `PROBE_WIDTH`."""
+    """Operations a second of a matrix product on this CPU; the model's width counts up to
+    `PROBE_WIDTH`. Timed by this thread's own seconds: what else runs on the machine is left out."""
     width = min(count.hidden, PROBE_WIDTH)
     states = torch.ones(PROBE_ROWS, width, dtype=dtype)
     matrix = torch.ones(width, PROBE_WIDTH, dtype=dtype)
-    best, ends = float("inf"), time.perf_counter() + PROBE_SECONDS
+    n, seconds = 0, 0.0
     with torch.no_grad():
         states @ matrix  # the first one sets up
-        while (began := time.perf_counter()) < ends or best == float("inf"):
+        began = time.thread_time()
+        while seconds < PROBE_SECONDS:
             states @ matrix
-            best = min(best, time.perf_counter() - began)
-    return 2 * PROBE_ROWS * width * PROBE_WIDTH / best
+            n, seconds = n + 1, time.thread_time() - began
+    return 2 * PROBE_ROWS * width * PROBE_WIDTH * n / seconds
