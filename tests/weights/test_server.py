@@ -212,13 +212,15 @@ def test_every_question_of_a_build_ends_and_its_reason_is_true(
     figure(f"build-dataset: {counts['n_out']} of 1, {[row['reason'] for row in rejected]}")
 
 
-def test_chat_answers_or_says_why_not(server: tuple[str, ...], tmp_path: Path) -> None:
-    words = ("chat", *server, "--ask", QUESTIONS[1], "--max-new-tokens", "200", "--json")
+def test_chat_answers_or_says_why_not(
+    server: tuple[str, ...], tmp_path: Path, figure: Figure
+) -> None:
+    words = ("chat", *server, "--ask", QUESTIONS[1], "--max-new-tokens", "120", "--json")
     done = run_cbtqa(*words, cwd=tmp_path, code=None)
     told = json.loads(done.stdout)
-    assert (done.returncode == 0) == bool(told["answer"]), done.stdout + done.stderr
-    if done.returncode:
-        assert "error: no answer:" in done.stderr
+    figure(f"chat: exit {done.returncode}, {told['text'] or done.stderr.strip()!r}")
+    assert (done.returncode == 0) == bool(told["text"]), done.stdout + done.stderr
+    assert done.returncode == 0 or "error: " in done.stderr
 
 
 def test_the_labels_of_a_real_model_hold_evidence_that_stands_in_the_text(
@@ -228,6 +230,7 @@ def test_the_labels_of_a_real_model_hold_evidence_that_stands_in_the_text(
     path, out = tmp_path / "texts.jsonl", tmp_path / "labels.jsonl"
     path.write_text(json.dumps({"id": "t1", "text": text}, ensure_ascii=False) + "\n", "utf-8")
     words = ("distortions", "label", path, "--labeller", "llm", *server, "--out", out)
+    words += ("--extra", '{"max_tokens": 160}')  # it would list labels up to the built-in limit
     done = run_cbtqa(*words, "--max-attempts", "2", cwd=tmp_path, code=None)
     assert done.returncode in (0, 6), done.stderr
     labelled = [row for _, row in read_rows(out)] if out.is_file() else []
