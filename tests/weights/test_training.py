@@ -177,11 +177,13 @@ def _answers(folder: Path) -> dict[str, str]:
 def test_the_merged_model_writes_the_adapters_greedy_text_and_the_base_another(
     tuned: Path, smollm2: Path
 ) -> None:
-    run_cbtqa("merge", tuned / "adapter", "--out", tuned / "merged", cwd=tuned)
+    run_cbtqa(
+        *("merge", tuned / "adapter", "--base", smollm2, "--out", tuned / "merged"), cwd=tuned
+    )
     texts = {}
     for name, how in {
         "before": ("--model", smollm2),
-        "after": ("--adapter", tuned / "adapter"),
+        "after": ("--adapter", tuned / "adapter", "--base", smollm2),
         "merged": ("--model", tuned / "merged"),
     }.items():
         words = ("generate", tuned / "held.jsonl", *how, "--out", tuned / name, "--split", "all")
