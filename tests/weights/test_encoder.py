@@ -26,6 +26,7 @@ pytestmark = [
 LAYER = 9
 
 
+@pytest.mark.slow
 def test_bertscore_with_real_weights_equals_bert_score(e5: Path, figure: Figure) -> None:
     bert_score = pytest.importorskip("bert_score")
     predictions, references = list(SENTENCES), [*SENTENCES[1:], SENTENCES[0]]
@@ -40,6 +41,7 @@ def test_bertscore_with_real_weights_equals_bert_score(e5: Path, figure: Figure)
     assert 0.7 < theirs.mean() < 0.999  # other sentences, of one language and kind
 
 
+@pytest.mark.slow
 def test_the_encoder_labeller_learns_with_real_weights_and_names_evidence(
     e5: Path, tmp_path: Path, figure: Figure
 ) -> None:

@@ -223,6 +223,7 @@ def test_chat_answers_or_says_why_not(
     assert done.returncode == 0 or "error: " in done.stderr
 
 
+@pytest.mark.slow
 def test_the_labels_of_a_real_model_hold_evidence_that_stands_in_the_text(
     server: tuple[str, ...], tmp_path: Path, figure: Figure
 ) -> None:
@@ -271,6 +272,7 @@ def study(server: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> 
     return folder / "played"
 
 
+@pytest.mark.slow
 def test_a_session_of_a_real_model_ends_for_a_stated_reason_and_alternates(
     study: Path, figure: Figure
 ) -> None:
@@ -289,6 +291,7 @@ def test_a_session_of_a_real_model_ends_for_a_stated_reason_and_alternates(
         figure(f"simulate run: {session.stop_reason} after {len(roles)} turns, marks {marks}")
 
 
+@pytest.mark.slow
 def test_what_a_real_judge_says_of_a_session_is_a_rating_or_a_reason(
     study: Path, server: tuple[str, ...], tmp_path: Path, figure: Figure
 ) -> None:
@@ -306,6 +309,7 @@ def test_what_a_real_judge_says_of_a_session_is_a_rating_or_a_reason(
     figure(f"simulate judge: {len(values)} of {len(ratings)} items rated; else {sorted(reasons)}")
 
 
+@pytest.mark.slow
 def test_what_a_real_judge_says_of_an_answer_is_a_rating_or_a_reason(
     server: tuple[str, ...], question_file: Path, tmp_path: Path, figure: Figure
 ) -> None:

@@ -174,6 +174,7 @@ def _answers(folder: Path) -> dict[str, str]:
     return answers | {row["item_id"]: row["raw"] for row in rejected}
 
 
+@pytest.mark.slow
 def test_the_merged_model_writes_the_adapters_greedy_text_and_the_base_another(
     tuned: Path, smollm2: Path
 ) -> None:
@@ -194,6 +195,7 @@ def test_the_merged_model_writes_the_adapters_greedy_text_and_the_base_another(
     assert all(texts["after"][name] != text for name, text in texts["before"].items())
 
 
+@pytest.mark.slow
 def test_what_the_tuned_model_writes_is_scored(tuned: Path, figure: Figure) -> None:
     """Goes on from the test before, whose answers it reads."""
     held = [json.loads(line) for line in (tuned / "held.jsonl").read_text().splitlines()]
