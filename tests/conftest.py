@@ -46,14 +46,17 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     # here and not beside the faults: the process that leads the workers loads no deeper file
-    runs = [
-        value
+    found = [
+        (name, value)
         for reports in terminalreporter.stats.values()
         for report in reports
         if getattr(report, "when", "") == "call"  # the end of a test carries them once more
         for name, value in getattr(report, "user_properties", ())
-        if name == "fault_runs"
     ]
+    for name, value in found:
+        if name == "figure":
+            terminalreporter.write_line(value)
+    runs = [value for name, value in found if name == "fault_runs"]
     if runs:
         n, seconds = sum(one[0] for one in runs), sum(one[1] for one in runs)
         terminalreporter.write_line(f"fault matrix: {n:,} runs in {seconds:.0f} s")
