@@ -24,7 +24,8 @@ _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 _LABEL = re.compile(r"^\W*((?:[A-Z][\w'’.-]*\.? ?){1,3})(?:\([^)\n]*\))?\s*[:：]\W*\s+\S")
 _OWNED = re.compile(r"\bmy (?:own |old |late |first |best |dear |other |little )*([a-z]+)", re.I)
 _BEGINS_WITH_I = re.compile(
-    r"^(?:\w+,? ){0,3}?i (?:also |once |never |too |myself |really |even |just |still )*([a-z]+)(?!['\w])",
+    r"^(?:\w+,? ){0,3}?i (?:also |once |never |too |myself |really |even |just |still )*"
+    r"([a-z]+)(?!['\w])",
     re.IGNORECASE,
 )
 _IS_A = re.compile(
