@@ -371,7 +371,6 @@ TurnMark = Literal[
     "note_to_model",
     "machine_text",
     "risk",
-    "unsafe",
     "speaker_name",
     "markup",
     "wrong_language",
@@ -396,8 +395,7 @@ where there is none.
 What a therapist does that harms: danger left without a question or a way to help; advice against
 safety; a diagnosis; a promised cure; a body, licence or life of its own.
 
-What further models say (`cbtqa.simulation.playing.opinions`): the patient speaks of danger; the
-therapist's words are unsafe."""
+What a further model says (`cbtqa.simulation.playing.opinions`): the patient speaks of danger."""
 
 
 class Turn(Record):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,10 @@ from cbtqa import secrets
 # Two processes test on two cores. Threads of numpy and torch that wait for each other spin: beside
 # other work an encoder was tuned in 61 s with two of them and in 5 s with one. Children inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Images set it: then every process that a test starts compiles the package anew, half of what a
+# command takes. The test files themselves, rewritten for their assertions, are kept as well.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 _connect = socket.socket.connect
 
@@ -41,13 +46,17 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     # here and not beside the faults: the process that leads the workers loads no deeper file
-    runs = [
-        value
+    found = [
+        (name, value)
         for reports in terminalreporter.stats.values()
         for report in reports
+        if getattr(report, "when", "") == "call"  # the end of a test carries them once more
         for name, value in getattr(report, "user_properties", ())
-        if name == "fault_runs"
     ]
+    for name, value in found:
+        if name == "figure":
+            terminalreporter.write_line(value)
+    runs = [value for name, value in found if name == "fault_runs"]
     if runs:
         n, seconds = sum(one[0] for one in runs), sum(one[1] for one in runs)
         terminalreporter.write_line(f"fault matrix: {n:,} runs in {seconds:.0f} s")

@@ -151,6 +151,11 @@ def show_dry_run(found: DryRun) -> None:
         + " to ".join(share(of_card, 0) for of_card in (shares[0], shares[-1]))
         + " of a card's data-sheet throughput, by card (cards.yaml); not measured"
     )
+    if found.cpu is not None:
+        say(
+            f"this CPU: at {share(found.cpu.share, 0)} of the {number(found.cpu.gflops, 0)} "
+            "GFLOP/s that a matrix product reached just now; evaluations come on top"
+        )
     from rich.text import Text
 
     text = Text("\nThe first example; ", style="bold")
@@ -204,12 +209,20 @@ def _memory(found: DryRun) -> Table:
 
 
 def _cards(found: DryRun) -> Table:
-    rows = []
+    rows: list[tuple[Cell, ...]] = []
+    if (cpu := found.cpu) is not None:
+        sizes = cpu.memory_bytes / GIB, cpu.memory.total / GIB
+        time = seconds(cpu.seconds) if cpu.fits else "does not fit"
+        rows.append((f"this CPU, {cpu.precision}", *sizes, _yes(cpu.checkpointing), time))
     for one in found.cards:
         sizes = one.memory_bytes / GIB, one.needed_bytes / GIB
-        rows.append((one.card, *sizes, "yes" if one.checkpointing else "no", _time(one)))
+        rows.append((one.card, *sizes, _yes(one.checkpointing), _time(one)))
     heads = (Column(name, digits(1)) for name in ("has GiB", "needs GiB"))
     return Table(["", *heads, "recomputes", "time"], rows, "Cards")
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
 
 
 def _time(one: CardEstimate) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -93,7 +94,8 @@ def run(
 ) -> None:
     """Play every arm of a study with the same patients, seeds and events; resume where it stopped.
 
-    Without arguments: a small study between built-in players, offline, into ./cbtqa-study.
+    Without arguments: a small study between built-in players, offline, into ./cbtqa-study. With
+    --endpoint and --model alone: six sessions in which that model plays both sides.
 
     Example: cbtqa simulate run tahir-act --patients 5 --dry-run
     """
@@ -187,7 +189,7 @@ def judge(
     with live_progress() as progress:
         forms = judge_sessions(resolved, progress.update, progress.stage)
     found = {"judged": [form.model_dump(mode="json") for form in forms]}
-    print_json(found) if as_json else _show_forms(forms, resolved.values.sessions)
+    print_json(found) if as_json else _show_forms(forms, resolved.values)
 
 
 @app.command("analyse")
@@ -238,7 +240,7 @@ def instruments(
         show_table(Table(["id", "items", "totals", "title"], rows, "Instruments for sessions"))
 
 
-def _show_forms(forms: list[JudgedForm], source: Path) -> None:
+def _show_forms(forms: list[JudgedForm], settings: SessionJudgeSettings) -> None:
     rows = [
         (
             *(f"{form.judge}, {form.instrument}", form.n_sessions, form.n_repeats),
@@ -249,15 +251,26 @@ def _show_forms(forms: list[JudgedForm], source: Path) -> None:
     ]
     columns = ["judge, instrument", "sessions", "repeats", "items scored", "unscored"]
     show_table(Table(columns, rows, "Rated"))
+    for form in forms:
+        if form.n_asked_again:
+            asked = f"{form.n_asked_again:,} items were asked about once more, by themselves, with "
+            mended = f"their fault named; {form.n_mended:,} of them are scored since"
+            say(f"{form.judge}, {form.instrument}: {asked}{mended}")
     if any(form.judge == "rules" for form in forms):
         say("warning: built-in rules count words; they are no model and nothing to be believed")
-    say(f"next: cbtqa simulate analyse {source}")
+    given = ["cbtqa", "simulate", "analyse", str(settings.sessions)]
+    if settings.out:
+        given += ["--judged", str(settings.out)]
+    if not settings.sessions.is_dir():
+        given += ["--out", "analysis"]
+    say(f"next: {shlex.join(given)}")
 
 
 def _show_report(report: AnalysisReport) -> None:
     from cbtqa.simulation.analysis.page import (
         clear_pairs,
         f_text,
+        missing_table,
         outcome_table,
         reasons_of_means,
         regression_table,
@@ -277,6 +290,8 @@ def _show_report(report: AnalysisReport) -> None:
             if published.omnibus is not None and found.reason is None:
                 pairs = f"{wald_text(published.omnibus)}; {clear_pairs(published.contrasts)}"
                 say(f"as published, without patient by arm (p too small): {pairs}")
+        if result.missing:
+            show_table(missing_table(result))
         if result.regression is not None:
             show_table(regression_table(result.regression))
             for reason in dict.fromkeys(one.reason for one in result.regression.effects):
@@ -322,7 +337,7 @@ def _described(one: Instrument) -> dict[str, Any]:
 
 
 def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> None:
-    from cbtqa.llm.second_opinion import opinions_of
+    from cbtqa.simulation.playing.opinions import session_opinions
 
     study = settings.declared()
     if dry_run:
@@ -331,13 +346,14 @@ def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> 
 
         limits = settings.run_limits.engine
         estimate = estimate_study(study, settings.out, limits)
-        opinions = opinions_of(settings, settings.out)
+        opinions = session_opinions(settings, settings.out)
         most = study.turns.max
         found = with_opinions(estimate, opinions, settings.out, estimate.n_items, most)
         print_estimate(found, as_json)
         return
     from cbtqa.simulation.playing.run import run_study
 
+    opinions = session_opinions(settings, settings.out)
     with live_progress() as progress:
         result = run_study(
             study,
@@ -345,7 +361,7 @@ def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> 
             limits=settings.run_limits,
             update=update,
             is_acknowledged=settings.acknowledge_disclosure,
-            opinions=opinions_of(settings, settings.out),
+            opinions=opinions,
             on_progress=progress.update,
         )
     counts = result.counts
@@ -354,7 +370,8 @@ def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> 
         print_json({**made.to_dict(), "counts": counts})
         return
     if result.was_complete:
-        say(f"{result.folder.path} was complete already; nothing was asked")
+        second = "the further models alone were asked" if opinions.services else "nothing was asked"
+        say(f"{result.folder.path} was complete already; {second}")
     reasons = sorted({reason for stops in counts["stops"].values() for reason in stops})
     stopped = counts["stops"].items()
     rows = [(arm, *(stops.get(reason, 0) for reason in reasons)) for arm, stops in stopped]

@@ -290,7 +290,7 @@ class AnswerChecks:
         for part in parts:
             if fault := _fault_of_part(part):
                 return fault
-        if fault := _fault_of_language(text, MIN_SHARE_HAN):
+        if fault := fault_of_language(text, MIN_SHARE_HAN):
             return fault
         if empty := find_empty_words(parts, question.source_text) or find_foreign_text(text):
             return fault_of_text(empty)
@@ -382,10 +382,11 @@ def _fault_of_part(part: str) -> Fault | None:
         return Fault(Reason.HEADINGS, heading.group().strip()[:40])
     if found := find_broken_text(part):
         return fault_of_text(found)
-    return _fault_of_language(part, MIN_SHARE_HAN_OF_STEP)
+    return fault_of_language(part, MIN_SHARE_HAN_OF_STEP)
 
 
-def _fault_of_language(text: str, least: float) -> Fault | None:
+def fault_of_language(text: str, least: float) -> Fault | None:
+    """What is wrong where less than this share of the letters is Chinese, or none; else None."""
     n_han = sum(map(len, _HAN.findall(text)))
     n_other = sum(map(len, _OTHER_LETTER.findall(text)))
     if n_han < least * (n_han + n_other) or n_han == 0:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from cbtqa.distortions.encoder_means import EncoderColumns
 from cbtqa.distortions.features import BLOCK_WEIGHTS, N_BUCKETS, WordClasses, encode_texts
 from cbtqa.distortions.labellers import Labels
 from cbtqa.distortions.patterns import Bounds, PatternHit, PatternLabeller, clause_bounds
@@ -57,6 +58,8 @@ class LinearModel:
     """`(types,)`: the probability from which a type is given."""
     at_least_one: bool = False
     """Whether a text in which no type passes is given the one nearest to its threshold."""
+    encoder: EncoderColumns | None = None
+    """What an encoder adds to the scores, where the model was trained with one."""
 
 
 def decide(
@@ -170,6 +173,8 @@ class LinearLabeller:
             clauses = list(map(clause_bounds, texts))
             hits = list(map(self._patterns.find_hits, texts, clauses))
             self._add_hits(added, scores, hits, encoded.starts)
+        if self.model.encoder:
+            scores += self.model.encoder.scores(texts)
         slope, offset = self.model.platt.T.astype(np.float64)
         probabilities = 1 / (1 + np.exp(-np.clip(scores * slope + offset, -500, 500)))
         return _Scored(probabilities, added, encoded.starts, clauses)

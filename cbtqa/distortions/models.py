@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 import cbtqa
+from cbtqa.distortions.encoder_means import EncoderColumns
 from cbtqa.distortions.importers import GoldSet
 from cbtqa.distortions.labellers import Labeller
 from cbtqa.distortions.linear import LinearLabeller, LinearModel, rule_features
@@ -29,6 +30,7 @@ from cbtqa.report.words import number
 
 SIGNATURE_NAME, ARRAYS_NAME = "model.json", "model.npz"
 _ARRAYS = ("buckets", "idf", "coefficients", "rule_coefficients", "bias", "platt", "thresholds")
+_ENCODER_ARRAYS = ("mean", "spread", "coefficients")
 
 
 class ModelSignature(Record):
@@ -52,6 +54,8 @@ class ModelSignature(Record):
     at_least_one: bool = False
     """Whether a text in which no type passes is given the likeliest; as the training data was."""
     arrays_sha256: str | None = None
+    encoder: dict[str, str] | None = None
+    """Folder or Hub id, and SHA-256 of the weights, of the encoder that a linear model reads."""
     estimate: dict[str, Any] | None = None
     """Cross-validated quality on the training data; None when it was not measured."""
     cbtqa_version: str = cbtqa.__version__
@@ -86,10 +90,14 @@ def save_linear(folder: Path, model: LinearModel, signature: ModelSignature) -> 
     """Writes the model; the signature goes last, so a folder that holds one is whole."""
     make_folder(folder)
     arrays = {name: getattr(model, name) for name in _ARRAYS}
+    encoder = None
+    if model.encoder:
+        arrays |= {f"encoder_{name}": getattr(model.encoder, name) for name in _ENCODER_ARRAYS}
+        encoder = {name: getattr(model.encoder, name) for name in ("given", "weights_sha256")}
     with replacing(folder / ARRAYS_NAME) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)
     arrays_sha256 = sha256_of(folder / ARRAYS_NAME)
-    known = {"rules": model.rules, "at_least_one": model.at_least_one}
+    known = {"rules": model.rules, "at_least_one": model.at_least_one, "encoder": encoder}
     whole = signature.model_copy(update={**known, "arrays_sha256": arrays_sha256})
     write_signature(folder, whole)
     return whole
@@ -152,10 +160,14 @@ def _read_linear(folder: Path, signature: ModelSignature, taxonomy: Taxonomy) ->
     try:
         with np.load(path, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in _ARRAYS}
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+            encoder = None
+            if signature.encoder:
+                columns: dict[str, Any] = {n: arrays[f"encoder_{n}"] for n in _ENCODER_ARRAYS}
+                encoder = EncoderColumns(**{**signature.encoder, **columns})
+    except (ValueError, KeyError, TypeError, OSError, zipfile.BadZipFile) as error:
         raise DataError(f"damaged: {error}", where=str(path)) from None
     known = {name: getattr(signature, name) for name in ("name", "rules", "at_least_one")}
-    return LinearModel(taxonomy=taxonomy, **known, **found)
+    return LinearModel(taxonomy=taxonomy, encoder=encoder, **known, **found)
 
 
 def model_card(signature: ModelSignature) -> str:

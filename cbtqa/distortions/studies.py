@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from cbtqa.distortions.annotators import LabelAgreement, measure_agreement
+from cbtqa.distortions.encoder_means import open_reader
 from cbtqa.distortions.evaluate import F1, AskedModel, EvaluationReport, count_f1, evaluate
 from cbtqa.distortions.importers import GoldItem, GoldSet, data_formats, read_gold
 from cbtqa.distortions.labellers import Labels, VoteRule, count_votes
@@ -64,12 +65,16 @@ class TrainSettings(GoldSettings):
     folds: int = Field(5, ge=0, le=20)
     """Folds that measure it; 0 leaves it out."""
     encoder: str | None = None
-    """Tune this transformers encoder (folder or Hub id) instead of the light model; needs the
-    extra `neural`."""
+    """Use this transformers encoder (folder or Hub id); needs the extra `neural`."""
+    encoder_use: Literal["tune", "read"] = "tune"
+    """For --encoder: tune changes its weights and wants a GPU; read leaves them, and adds what it
+    makes of a text to the light model: minutes on a CPU, and --encoder must stay where it is."""
     epochs: int = Field(4, ge=1)
-    """For --encoder: passes over the texts."""
+    """For --encoder-use tune: passes over the texts."""
     strength: float = Field(3.0, gt=0)
     """How closely the weights follow the data."""
+    invented: bool = True
+    """Learn from the package's invented Chinese texts on rare types as well (light model)."""
     at_least_one: Literal["auto", "yes", "no"] = "auto"
     """Give every text at least one type; auto: when every training text has one."""
     seed: int = 0
@@ -119,18 +124,19 @@ def train_labeller(settings: TrainSettings, say: Say) -> TrainedReport:
     gold = _read_gold(settings, say)
     if settings.out.exists() and any(settings.out.iterdir()):
         raise ConfigError(f"--out: {settings.out} is not empty")
-    if settings.encoder is not None:
+    if settings.encoder is not None and settings.encoder_use == "tune":
         return _tune(settings, gold, say)
-    shared = settings.model_dump(include={"strength", "at_least_one", "seed"})
+    shared = settings.model_dump(include={"strength", "invented", "at_least_one", "seed"})
     training = TrainingSettings(**shared)
     data = gold.texts, gold.matrix, gold.taxonomy, training
+    reader = open_reader(settings.encoder) if settings.encoder else None
     given = None
     if settings.folds:
         say(f"measuring by {settings.folds}-fold cross-validation (seed {settings.seed})")
-        given = cross_validate(*data, n_folds=settings.folds, say=say) > 0
+        given = cross_validate(*data, n_folds=settings.folds, reader=reader, say=say) > 0
     report = _report(settings, gold, given)
     say(f"training on {len(gold.items):,} texts")
-    model = train_linear(*data, name=settings.short_name, say=say)
+    model = train_linear(*data, name=settings.short_name, reader=reader, say=say)
     estimate = None
     if report.micro and report.binary:
         estimate = {
@@ -178,7 +184,7 @@ def _report(settings: TrainSettings, gold: GoldSet, given: Any) -> TrainedReport
         }
     return TrainedReport(
         name=settings.short_name,
-        kind="encoder" if settings.encoder else "linear",
+        kind="encoder" if settings.encoder and settings.encoder_use == "tune" else "linear",
         taxonomy=gold.taxonomy.id,
         n_texts=len(gold.items),
         n_duplicates=gold.n_duplicates,

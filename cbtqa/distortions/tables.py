@@ -119,6 +119,9 @@ def binary_table(report: EvaluationReport) -> Table:
     title = f"Any distortion, {_what_is_drawn(report)}"
     if report.all_distorted:
         title += "; the gold of every text has one, so only recall is measured"
+    if all(len(system.types) == 1 for system in report.systems.values()):
+        # the F1 of the only type is that of any distortion
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
     return Table(columns, rows, title)
 
 
@@ -142,7 +145,8 @@ def _tables_of_system(name: str, system: SystemReport) -> Iterator[Table]:
         ("samples", "", "", "", samples),
         ("exactly right", "", "", "", exact),
     ]
-    yield Table(FIGURES, rows, name)
+    if len(system.types) > 1:  # else all of them are in the table of any distortion
+        yield Table(FIGURES, rows, name)
     if system.confusions:
         pairs = [(pair.gold, pair.given, pair.n) for pair in system.confusions[:8]]
         yield Table(["gold", "given", "n"], pairs, f"{name}: missed and given instead")

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from cbtqa.distortions.encoder_means import EncoderColumns, MeansReader, scaled, spread_of
 from cbtqa.distortions.features import BLOCK_WEIGHTS, N_BUCKETS, Block, encode_texts
 from cbtqa.distortions.linear import (
     RULE_WEIGHT,
@@ -27,8 +28,10 @@ from cbtqa.distortions.linear import (
     word_classes,
 )
 from cbtqa.distortions.patterns import PatternLabeller
-from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy
+from cbtqa.distortions.taxonomy import Taxonomy, lift_id, load_taxonomy
 from cbtqa.errors import require
+from cbtqa.files import shipped_yaml
+from cbtqa.safety.normalise import language_of
 from cbtqa.settings import Settings
 
 Floats = npt.NDArray[np.float64]
@@ -44,6 +47,9 @@ class TrainingSettings(Settings):
     """How closely the weights follow the data (C of the regression)."""
     min_texts: int = Field(2, ge=1)
     """Leave out n-grams that occur in fewer texts."""
+    invented: bool = True
+    """Learn from the package's invented Chinese texts on rare types, too, where most texts are
+    Chinese; none of them is measured on."""
     rules: bool = True
     """Use hits of the pattern file as features, too."""
     min_probability: float = Field(0.05, ge=0, lt=1)
@@ -55,6 +61,16 @@ class TrainingSettings(Settings):
     """Folds for calibration and thresholds."""
     seed: int = 0
     """Seed of every split into folds."""
+
+
+def invented_texts(taxonomy: Taxonomy) -> list[tuple[str, frozenset[str]]]:
+    """The package's invented texts on types of a taxonomy, each with its types in it."""
+    found: list[tuple[str, frozenset[str]]] = []
+    for concept, texts in shipped_yaml(__package__, "contrast_pairs.zh.yaml").items():
+        if (type_id := lift_id(concept, taxonomy)) is not None:
+            found += [(text, frozenset((type_id,))) for text in texts["with"]]
+            found += [(text, frozenset()) for text in texts["without"]]
+    return found
 
 
 class Features(NamedTuple):
@@ -123,9 +139,11 @@ def train_linear(
     settings: TrainingSettings | None = None,
     *,
     name: str = "linear",
+    reader: MeansReader | None = None,
     say: Say | None = None,
 ) -> LinearModel:
-    trainer = _Trainer(texts, gold, taxonomy, settings or TrainingSettings(), name)
+    """The model of all texts, with an encoder's columns where its reader is given."""
+    trainer = _Trainer(texts, gold, taxonomy, settings or TrainingSettings(), name, reader, say)
     return trainer.train(np.arange(len(texts)), say)
 
 
@@ -136,6 +154,7 @@ def cross_validate(
     settings: TrainingSettings | None = None,
     *,
     n_folds: int = 5,
+    reader: MeansReader | None = None,
     say: Say | None = None,
 ) -> Floats:
     """Out-of-fold outcome, `(texts, types)`: the probability where the type is given, else -1 x it.
@@ -144,7 +163,7 @@ def cross_validate(
     it. A value > 0 means that the type was given.
     """
     settings = settings or TrainingSettings()
-    trainer = _Trainer(texts, gold, taxonomy, settings, "fold")
+    trainer = _Trainer(texts, gold, taxonomy, settings, "fold", reader, say)
     outcome = np.zeros(gold.shape)
     for number, held_out in enumerate(split_folds(len(texts), n_folds, settings.seed), 1):
         if say:
@@ -172,10 +191,23 @@ class _Trainer:
         taxonomy: Taxonomy,
         settings: TrainingSettings,
         name: str,
+        reader: MeansReader | None = None,
+        say: Say | None = None,
     ) -> None:
-        self._gold, self._taxonomy, self._settings, self._name = gold, taxonomy, settings, name
+        n_chinese = sum(language_of(text) == "zh" for text in texts)
+        is_useful = settings.invented and 2 * n_chinese > len(texts)
+        invented = invented_texts(taxonomy) if is_useful else []
+        marks = [[type_id in own for type_id in taxonomy.ids] for _, own in invented]
+        self._gold = np.vstack([gold, np.array(marks, bool).reshape(-1, gold.shape[1])])
+        self._taxonomy, self._settings, self._name = taxonomy, settings, name
         self._rules = rule_features() if settings.rules else ()
-        self._features = _read_features(texts, self._rules)
+        every = [*texts, *(text for text, _ in invented)]
+        self._features = _read_features(every, self._rules)
+        self._reader = reader
+        self._means = reader.means(every, say) if reader else np.zeros((len(every), 0))
+        # a column of an encoder is in every text, so that there is no contrast to weight it by
+        self._contrasts = _CONTRASTS[:1] if reader else _CONTRASTS
+        self._invented = np.arange(len(texts), len(self._gold))
         self._at_least_one = settings.at_least_one == "yes" or (
             settings.at_least_one == "auto" and gold.shape[1] > 1 and bool(gold.any(axis=1).all())
         )
@@ -183,21 +215,22 @@ class _Trainer:
     def train(self, part: Ints, say: Say | None = None) -> LinearModel:
         """Weights from the part; contrasts, calibration and thresholds from its inner folds."""
         settings = self._settings
-        scores = np.zeros((len(_CONTRASTS), len(part), self._gold.shape[1]))
+        scores = np.zeros((len(self._contrasts), len(part), self._gold.shape[1]))
         inner = split_folds(len(part), settings.inner_folds, settings.seed + 1)
         for number, held_out in enumerate(inner, 1):
             if say:
                 say(f"thresholds: inner fold {number} of {len(inner)}")
-            seen = np.delete(part, held_out)
+            seen = np.concatenate([np.delete(part, held_out), self._invented])
             *_, rows = self._rows(seen)
             fitted, unseen = rows[seen], rows[part[held_out]]
             for column in range(self._gold.shape[1]):
-                for place, model in enumerate(self._fit(fitted, seen, column, _CONTRASTS)):
+                for place, model in enumerate(self._fit(fitted, seen, column, self._contrasts)):
                     scores[place, held_out, column] = unseen @ model.weights + model.bias
-        gold = self._gold[part]
+        gold = self._gold[part]  # calibrated without the invented texts: their shares are made
         plain, mixed = self._calibrate(scores[0], gold), self._calibrate(scores.mean(axis=0), gold)
-        contrasts = _CONTRASTS if mixed.quality > plain.quality else _CONTRASTS[:1]
+        contrasts = self._contrasts if mixed.quality > plain.quality else self._contrasts[:1]
         platt, thresholds, _ = mixed if mixed.quality > plain.quality else plain
+        part = np.concatenate([part, self._invented])
         buckets, idf, rows = self._rows(part)
         fitted = rows[part]
         models = []
@@ -206,7 +239,7 @@ class _Trainer:
                 say(f"weights of {type_id}, {column + 1} of {gold.shape[1]}")
             models.append(mean_model(self._fit(fitted, part, column, contrasts)))
         weights = np.stack([model.weights for model in models], axis=1)
-        n_ngrams = len(buckets)
+        n_ngrams, n_light = len(buckets), len(buckets) + len(self._rules)
         return LinearModel(
             taxonomy=self._taxonomy,
             name=self._name,
@@ -214,19 +247,27 @@ class _Trainer:
             idf=idf.astype(np.float32),
             coefficients=weights[:n_ngrams].astype(np.float32),
             rules=self._rules,
-            rule_coefficients=weights[n_ngrams:].astype(np.float32),
+            rule_coefficients=weights[n_ngrams:n_light].astype(np.float32),
             bias=np.array([model.bias for model in models], np.float32),
             platt=np.array(platt, np.float32),
             thresholds=np.array(thresholds, np.float32),
             at_least_one=self._at_least_one,
+            encoder=self._columns(part, weights[n_light:]),
         )
+
+    def _columns(self, part: Ints, weights: Floats) -> EncoderColumns | None:
+        if self._reader is None:
+            return None
+        given, sha256 = self._reader.given, self._reader.weights_sha256
+        spread = spread_of(self._means[part])
+        return EncoderColumns(given, sha256, *spread, weights.astype(np.float32))
 
     def _fit(self, rows: Any, part: Ints, column: int, contrasts: Sequence[float]) -> list[Linear]:
         """One model of a type for each share of contrast, from the part's rows."""
         trust = np.ones(rows.shape[1])
         if self._gold.shape[1] > 1:
             own = f"type:{self._taxonomy.ids[column]}"
-            first_rule = rows.shape[1] - len(self._rules)
+            first_rule = rows.shape[1] - self._means.shape[1] - len(self._rules)
             trust[[first_rule + n for n, rule in enumerate(self._rules) if rule == own]] = _TRUST
         targets, strength = self._gold[part, column], self._settings.strength
         return [fit_type(rows, targets, strength, share, trust) for share in contrasts]
@@ -234,7 +275,11 @@ class _Trainer:
     def _rows(self, part: Ints) -> tuple[Ints, Floats, Any]:
         """The n-grams that a part of the texts keeps, their idf, and all texts in them."""
         chosen = _choose_ngrams(self._features, part, self._settings.min_texts)
-        return *chosen, _build_rows(self._features, *chosen)
+        rows = _build_rows(self._features, *chosen)
+        if self._reader:
+            further = scaled(self._means, *spread_of(self._means[part]))
+            rows = require("scipy.sparse", "rate").hstack([rows, further]).tocsr()
+        return *chosen, rows
 
     def _calibrate(self, scores: Floats, gold: Bools) -> _Calibrated:
         platt = [fit_platt(*columns) for columns in zip(scores.T, gold.T, strict=True)]

@@ -81,6 +81,8 @@ class AnswerJudge(JudgeTask[Ask]):
 
     task, form = "judge", "rubric"
     entry = '{"evidence": "回复里的原话", "reason": "一句理由", "rating": 分数}'
+    fault_words = "你上一次的输出无法使用：{fault}。请按要求的格式重新给出完整的 JSON。"
+    again_words = "你已经评过一次，下面各项无法使用，请只重评这些项（按上面的格式）：\n{faults}"
 
     def __init__(
         self,

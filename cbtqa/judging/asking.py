@@ -5,8 +5,9 @@
 
 One call rates one thing on all criteria of a `ratings.rubric.Rubric`, the form that people rate
 on, without a word on who made it. Repeats differ in seed and in the criterion they begin with. A
-rating counts only when it is a whole number of the scale and the words it rests on are found;
-whatever else comes back is unscored with a reason, never a 0.
+rating counts only when it is a whole number of the scale and the words it rests on are found. A
+criterion without such a rating is asked about again by itself, with the fault named; what then
+still lacks one is unscored with a reason, never a 0.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import json
 import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import Field
@@ -32,11 +33,17 @@ from cbtqa.records import Reason
 AskT = TypeVar("AskT")
 SEED_STEP = 1_000
 """Between the seeds of two repeats, so that re-asks of one never take the seed of the next."""
+AGAIN = "again:"
+"""Begins the keys of requests about single criteria in a journal."""
+AGAIN_SEED_STEP = 100
+"""Between the seeds of two rounds of them."""
 SHORTEST_EVIDENCE = 4
 """Characters, punctuation not counted; less is in nearly every answer."""
 CANNOT_JUDGE = "cannot_judge"
 """The judge itself could not rate."""
 _OF_ONE_CRITERION = (Reason.EVIDENCE_NOT_FOUND, Reason.BAD_RATING, Reason.ECHO)
+_NAMED = (Reason.BAD_RATING, Reason.NOT_JSON)
+"""Faults of a whole reply that are named when it is asked again: they tell what to do better."""
 NOT_APPLICABLE = {"n/a", "na", "n.a.", "not applicable", "none", "null", "unable to rate"}
 
 
@@ -65,6 +72,8 @@ class Verdict:
     fault: Fault | None = None
     evidence: str | None = None
     note: str = ""
+    n_again: int = 0
+    """Times that this criterion was asked about by itself."""
 
     def reason(self, *, in_full: bool) -> str | None:
         """Why there is no value, with the fault's detail where wanted in full; None with one."""
@@ -85,6 +94,10 @@ class JudgeTask(ABC, Generic[AskT]):
     """What the rubric is called there: `rubric` or `instrument`."""
     entry: ClassVar[str]
     """What the prompt shows for one criterion."""
+    fault_words: ClassVar[str]
+    """What is said of a reply that was no good, with a hole for the fault."""
+    again_words: ClassVar[str]
+    """The same of criteria that are asked about by themselves."""
 
     def __init__(
         self, rubric: Rubric, form_id: str, sampling: Sampling, model: str, host: str, prompt: str
@@ -116,7 +129,7 @@ class JudgeTask(ABC, Generic[AskT]):
 
     @abstractmethod
     def holes(self, ask: AskT, criteria: Sequence[Criterion]) -> dict[str, str]:
-        """The prompt's variables."""
+        """What the prompt may take: those of its variables that it declares."""
 
     @abstractmethod
     def rests_on(self, ask: AskT, criterion: Criterion, value: int, evidence: str) -> bool:
@@ -130,33 +143,59 @@ class JudgeTask(ABC, Generic[AskT]):
         return None
 
     def request(self, ask: AskT) -> ChatRequest:
-        n_before, place = self.turn(ask)
+        _, place = self.turn(ask)
         first = place % len(self.criteria)
-        criteria = self.criteria[first:] + self.criteria[:first]
-        seed = self._sampling.seed
-        changes = {} if seed is None else {"seed": seed + SEED_STEP * n_before}
+        return self._request(ask, self.criteria[first:] + self.criteria[:first])
+
+    def request_again(self, ask: AskT, faults: Mapping[str, Fault], number: int) -> ChatRequest:
+        """The question about some criteria alone, with what was wrong with each.
+
+        Args:
+            number: of the round, from 1.
+        """
+        criteria = [one for one in self.criteria if one.id in faults]
+        found = "\n".join(f"- {faults[one.id].detail}" for one in criteria)
+        note = self.again_words.format(faults=found)
+        return self._request(ask, criteria, note, AGAIN_SEED_STEP * number)
+
+    def _request(
+        self, ask: AskT, criteria: Sequence[Criterion], note: str = "", further: int = 0
+    ) -> ChatRequest:
+        messages = self.prompt.fill(self.holes(ask, criteria))
+        if note:
+            messages[-1] = {**messages[-1], "content": f"{messages[-1]['content']}\n\n{note}"}
+        n_before, seed = self.turn(ask)[0], self._sampling.seed
+        changes = {} if seed is None else {"seed": seed + SEED_STEP * n_before + further}
         return ChatRequest(
-            self.prompt.render(**self.holes(ask, criteria)),
+            messages,
             self.schema(criteria),
             schema_name="ratings",
             sampling=self._sampling.model_copy(update=changes),
         )
 
     def check(self, ask: AskT, reply: Reply) -> Fault | None:
-        """The first thing wrong with a reply, or None."""
-        verdicts = self.read(ask, reply)
-        if isinstance(verdicts, Fault):
-            return verdicts
-        return next((one.fault for one in verdicts.values() if one.fault), None)
+        """What is wrong with a reply as a whole; single criteria are asked about by `rate`."""
+        found = self.read(ask, reply)
+        return found if isinstance(found, Fault) else None
 
     def ask_again(self, ask: AskT, reply: Reply, fault: Fault) -> ChatRequest | None:
-        """The same question afresh, with another seed; not after a refusal.
+        """The same question afresh, with another seed and the fault named; not after a refusal."""
+        return self.named(self.request(ask), fault)
+
+    def named(self, request: ChatRequest, fault: Fault) -> ChatRequest | None:
+        """A request after a reply that was no good; None after a refusal.
 
         The faulty reply is not shown again: it would anchor the new ratings to the old ones.
         """
         if fault.reason in (Reason.REFUSAL, Reason.CONTENT_FILTER):
             return None
-        return self.request(ask)
+        if fault.reason not in _NAMED:
+            return request
+        *others, last = request.messages
+        note = self.fault_words.format(fault=fault.detail)
+        return replace(
+            request, messages=[*others, {**last, "content": f"{last['content']}\n\n{note}"}]
+        )
 
     def read(self, ask: AskT, reply: Reply) -> dict[str, Verdict] | Fault:
         """A verdict on every criterion, or what is wrong with the reply as a whole."""
@@ -184,35 +223,115 @@ class JudgeTask(ABC, Generic[AskT]):
             return Verdict(None, Fault(Reason.BAD_RATING, f"'{name}': {given}, not {scale}"))
         evidence = str(entry.get("evidence") or "").strip()
         if not self.rests_on(ask, criterion, value, evidence):
-            detail = f"'{name}': '{evidence[:80]}' is not in what was judged"
+            shown = f"'{evidence[:80]}' is not in what was judged" if evidence else "no evidence"
+            detail = f"'{name}': {shown}"
             return Verdict(None, Fault(Reason.EVIDENCE_NOT_FOUND, detail))
         return Verdict(value, evidence=evidence or None, note=note)
 
     def verdicts(self, ask: AskT, outcome: Outcome | None) -> dict[str, Verdict]:
         """A verdict on every criterion from what the journal holds.
 
-        Of a reply that was rejected for one criterion, the good ratings on the others are kept.
+        Of a reply with a fault in one criterion, the good ratings on the others are kept.
         """
         fault = outcome.fault if outcome else Fault(Reason.ENDPOINT, "no reply yet")
         gone = Verdict(None, fault or Fault(Reason.EMPTY, "the reply holds nothing"))
         whole = {criterion.id: gone for criterion in self.criteria}
-        if outcome is None or outcome.reply is None:
-            return whole
-        if fault and fault.reason not in _OF_ONE_CRITERION:
-            return whole
+        return whole if outcome is None else self.by_criterion(ask, outcome) or whole
+
+    def by_criterion(self, ask: AskT, outcome: Outcome) -> dict[str, Verdict] | None:
+        """What a reply says on each criterion; None where it is no good as a whole."""
+        if outcome.reply is None:
+            return None
+        if outcome.fault and outcome.fault.reason not in _OF_ONE_CRITERION:
+            return None
         read = self.read(ask, outcome.reply)
-        return whole if isinstance(read, Fault) else read
+        return None if isinstance(read, Fault) else read
+
+
+@dataclass(frozen=True)
+class _Again(Generic[AskT]):
+    """Criteria of one thing that are asked about by themselves."""
+
+    ask: AskT
+    number: int
+    """Of the round, from 1."""
+    faults: Mapping[str, Fault]
+
+
+@dataclass(frozen=True)
+class _CriteriaTask(Generic[AskT]):
+    """The engine's task for them: one request for all faulty criteria of one reply."""
+
+    judge: JudgeTask[AskT]
+
+    def key(self, item: _Again[AskT]) -> str:
+        return f"{AGAIN}{item.number}:{self.judge.key(item.ask)}"
+
+    def request(self, item: _Again[AskT]) -> ChatRequest:
+        return self.judge.request_again(item.ask, item.faults, item.number)
+
+    def check(self, item: _Again[AskT], reply: Reply) -> Fault | None:
+        return self.judge.check(item.ask, reply)
+
+    def ask_again(self, item: _Again[AskT], reply: Reply, fault: Fault) -> ChatRequest | None:
+        return self.judge.named(self.request(item), fault)
+
+    def verdicts(self, item: _Again[AskT], outcome: Outcome | None) -> dict[str, Verdict]:
+        found = self.judge.verdicts(item.ask, outcome)
+        return {name: replace(found[name], n_again=item.number) for name in item.faults}
 
 
 def rate(
     run: Run, asks: Sequence[AskT], task: JudgeTask[AskT], on_progress: OnProgress | None = None
 ) -> Iterator[tuple[AskT, str, Verdict]]:
-    """Has everything rated that the journal lacks; yields every ask, criterion by criterion."""
+    """Has everything rated that the journal lacks; yields every ask, criterion by criterion.
+
+    A criterion with a fault is asked about again by itself, in as many rounds as a whole reply has
+    attempts (`--max-attempts`, the first included).
+    """
     run.ask(asks, task, n_total=len(asks), on_progress=on_progress)
+    mended = _ask_criteria_again(run, asks, task, on_progress)
+    for ask in asks:
+        key = task.key(ask)
+        verdicts = task.verdicts(ask, run.journal.outcome(key)) | mended.get(key, {})
+        for name, verdict in verdicts.items():
+            yield ask, name, verdict
+
+
+def _ask_criteria_again(
+    run: Run, asks: Sequence[AskT], task: JudgeTask[AskT], on_progress: OnProgress | None
+) -> dict[str, dict[str, Verdict]]:
+    """By key, the verdicts on criteria whose first ones had a fault.
+
+    Which those are follows from the journal alone, so that a run which was stopped goes on.
+    """
+    assert run.service is not None, "a judge is asked"
+    mended: dict[str, dict[str, Verdict]] = {}
+    waiting: dict[str, _Again[AskT]] = {}
     for ask in asks:
         outcome = run.journal.outcome(task.key(ask))
-        for name, verdict in task.verdicts(ask, outcome).items():
-            yield ask, name, verdict
+        first = task.by_criterion(ask, outcome) if outcome else None
+        if faults := _faults(first or {}):
+            waiting[task.key(ask)] = _Again(ask, 1, faults)
+    again = _CriteriaTask(task)
+    for number in range(1, run.service.limits.max_attempts):
+        if not waiting:
+            break
+        items = list(waiting.values())
+        run.ask(items, again, n_total=len(items), on_progress=on_progress)
+        for key, item in list(waiting.items()):
+            found = again.verdicts(item, run.journal.outcome(again.key(item)))
+            mended[key] = mended.get(key, {}) | found
+            waiting.pop(key)
+            if faults := _faults(found):
+                waiting[key] = _Again(item.ask, number + 1, faults)
+    return mended
+
+
+def _faults(verdicts: Mapping[str, Verdict]) -> dict[str, Fault]:
+    """The faults of single criteria that a further question may mend."""
+    found = {name: one.fault for name, one in verdicts.items()}
+    return {name: one for name, one in found.items() if one and one.reason in _OF_ONE_CRITERION}
 
 
 def is_quote_of(evidence: str, text: str) -> bool:

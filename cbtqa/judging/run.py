@@ -27,7 +27,7 @@ from cbtqa.judging.answers import (
     read_answers,
     read_human_ratings,
 )
-from cbtqa.judging.asking import JudgingSettings, rate
+from cbtqa.judging.asking import AGAIN, JudgingSettings, rate
 from cbtqa.judging.correction import HumanSample, sample_of
 from cbtqa.judging.page import judge_page
 from cbtqa.judging.report import JudgeReport, make_report, report_markdown
@@ -126,6 +126,7 @@ def judge(resolved: Resolved[JudgeSettings], on_progress: OnProgress | None = No
         manifest = run.manifest(
             "judge",
             resolved,
+            apart=AGAIN,
             inputs=tuple(describe_file(path) for path in inputs if path and path.is_file()),
             prompts={task.prompt.name: task.prompt.sha256},
             counts={

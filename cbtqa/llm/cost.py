@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.resources import files
+from math import ceil
 
 from pydantic import Field
 
@@ -234,8 +235,8 @@ def plan_run(
 def time_of(
     n_requests: int, usage: Usage, in_flight: int, rpm: int | None, tpm: int | None
 ) -> tuple[float, str]:
-    """Seconds of so many requests, and the limit that sets them."""
-    times = {"in_flight": n_requests / in_flight * LATENCY_S}
+    """Seconds of so many requests, at least those of one reply, and the limit that sets them."""
+    times = {"in_flight": ceil(n_requests / in_flight) * LATENCY_S}
     if rpm:
         times["rpm"] = 60 * n_requests / rpm
     if tpm:

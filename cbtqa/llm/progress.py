@@ -11,7 +11,8 @@ from cbtqa.llm.cost import Price
 from cbtqa.llm.journal import Entry, Totals
 from cbtqa.records import Reason, Usage
 
-RATE_WINDOW_S = 30.0
+RATE_WINDOW_S = 60.0
+"""How far back a rate looks, at least."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ class Progress:
     currency: str | None = None
     elapsed_s: float = 0.0
     rate_per_s: float = 0.0
-    """Items ended per second, over the last half minute."""
+    """Items ended per second, see `RecentRate`."""
     eta_s: float | None = None
+    """Time left at that rate, never less than the replies still to come take; None without one."""
     oldest_s: float = 0.0
     """Age of the oldest request in flight: large at the end, it is a straggler."""
     note: str = ""
@@ -63,6 +65,35 @@ class BatchSummary(Progress):
     """Begun and left without an outcome because the run stopped."""
     stopped: str | None = None
     """Why the run ended early, or None when every item has an outcome."""
+
+
+class RecentRate:
+    """How fast items end: over the last minute, not from the start.
+
+    Where a round of what is in flight takes longer, such as sessions or the answers of a slow
+    server, over that round: a minute of it would hold none of its ends, or all.
+    """
+
+    def __init__(self, n_ended: int = 0) -> None:
+        self._ends: deque[tuple[float, int]] = deque([(time.monotonic(), n_ended)])
+
+    def per_s(self, n_ended: int, n_in_flight: int) -> float:
+        """Items ended per second, with so many ended by now; 0 before the first."""
+        now, ends = time.monotonic(), self._ends
+        if n_ended != ends[-1][1]:
+            ends.append((now, n_ended))  # a window begins where items ended, not in a pause
+        least = max(1, n_in_flight)
+        while len(ends) > 1 and _is_past(ends[1], now, n_ended - least):
+            ends.popleft()
+        then, before = ends[0]
+        return (n_ended - before) / (now - then) if now > then else 0.0
+
+
+def _is_past(end: tuple[float, int], now: float, most: int) -> bool:
+    return now - end[0] >= RATE_WINDOW_S and end[1] <= most
+
+
+REPLIES_IN_MEAN = 50
 
 
 @dataclass
@@ -89,7 +120,8 @@ class Meter:
     def __post_init__(self) -> None:
         self._started = time.monotonic()
         self._in_flight: dict[float, None] = {}
-        self._ends: deque[tuple[float, int]] = deque([(self._started, 0)])
+        self._rate = RecentRate()
+        self._n_returned, self._reply_s = 0, 0.0
 
     def sent(self, *, is_repeat: bool) -> float:
         """Notes a request; gives its monotonic time, unique among those in flight."""
@@ -104,6 +136,9 @@ class Meter:
     def returned(self, sent_at: float) -> None:
         """Notes that a request is no longer in flight."""
         del self._in_flight[sent_at]
+        self._n_returned += 1
+        took_s = time.monotonic() - sent_at
+        self._reply_s += (took_s - self._reply_s) / min(self._n_returned, REPLIES_IN_MEAN)
 
     def paid(self, usage: Usage, estimate: int) -> None:
         """Notes the tokens of a reply, and how many its prompt was thought to have."""
@@ -137,26 +172,27 @@ class Meter:
 
     def progress(self, limit: int) -> Progress:
         """The counters as they are."""
-        now = time.monotonic()
+        now, n_in_flight = time.monotonic(), len(self._in_flight)
         n_ended = self.n_accepted + self.rejected.total()
-        self._ends.append((now, n_ended))
-        while len(self._ends) > 2 and now - self._ends[0][0] > RATE_WINDOW_S:
-            self._ends.popleft()
-        then, before = self._ends[0]
-        rate = (n_ended - before) / (now - then) if now > then else 0.0
+        rate = self._rate.per_s(n_ended, n_in_flight)
         left = None if self.n_total is None else self.n_total - self.n_skipped - n_ended
+        eta_s = None
+        if left is not None and rate > 0:
+            # what is not sent yet takes a whole reply, else the last sent is the last to come
+            since = now - next(reversed(self._in_flight)) if 0 < left <= n_in_flight else 0.0
+            eta_s = max(left / rate, self._reply_s - since) if left > 0 else 0.0
         shared = {one.name for one in fields(Progress)} & {one.name for one in fields(self)}
         known = {name: getattr(self, name) for name in shared} | {"rejected": dict(self.rejected)}
         return Progress(
             **known,
             n_rejected=self.rejected.total(),
-            in_flight=len(self._in_flight),
+            in_flight=n_in_flight,
             limit=limit,
             cost=self.price.of(self.usage) if self.price else None,
             currency=self.price.currency if self.price else None,
             elapsed_s=now - self._started,
             rate_per_s=rate,
-            eta_s=max(0, left) / rate if left is not None and rate > 0 else None,
+            eta_s=eta_s,
             oldest_s=now - next(iter(self._in_flight), now),
         )
 

@@ -18,7 +18,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +51,6 @@ KINDS = {**HARMS, NO_HELP: "answers danger without naming anyone who can help"}
 _RANK: dict[Risk, int] = {"none": 0, "concern": 1, "explicit": 2}
 _EXAMPLE = "原话"
 """What stands for a quote in both prompts."""
-_FORMAT = "请只输出约定的 JSON 对象，填入真正的内容。"
 _QUICK = Limits(in_flight=1, max_attempts=2, max_retries=1, retry_for_s=15, gone_after_s=15)
 """For one question that a person waits on."""
 
@@ -89,11 +88,13 @@ class Exchange(NamedTuple):
     answer: str = ""
 
 
-class _OpinionTask(ABC, Generic[VerdictT]):
+class OpinionTask(ABC, Generic[VerdictT]):
     """What is asked, and what is wrong with a reply; the engine's task."""
 
     prompt: ClassVar[str]
     properties: ClassVar[Mapping[str, Any]]
+    form_words: ClassVar[str] = "请只输出约定的 JSON 对象，填入真正的内容。"
+    """What is said of a reply that could not be read, in the prompt's language."""
 
     def __init__(self, model: str, extra: Mapping[str, Any] | None = None) -> None:
         kept = {name: value for name, value in DRAWN.items() if name not in (extra or {})}
@@ -127,7 +128,8 @@ class _OpinionTask(ABC, Generic[VerdictT]):
         """The question again; not after a refusal, which would come again."""
         if fault.reason in (Reason.REFUSAL, Reason.CONTENT_FILTER):
             return None
-        return request_again(self.request(item), reply, fault, _FORMAT, f"（{fault.detail[:200]}）")
+        detail = f" ({fault.detail[:200]})"
+        return request_again(self.request(item), reply, fault, self.form_words, detail)
 
     def read(self, item: Exchange, reply: Reply) -> VerdictT | Fault:
         """The verdict of a reply, or why it is none."""
@@ -147,7 +149,7 @@ class _OpinionTask(ABC, Generic[VerdictT]):
     def _read(self, item: Exchange, found: Mapping[str, Any]) -> VerdictT | Fault: ...
 
 
-class ScreenTask(_OpinionTask[Screening]):
+class ScreenTask(OpinionTask[Screening]):
     """Grades a question for suicide and self-harm and for the other dangers."""
 
     prompt = "safety_screen"
@@ -165,7 +167,7 @@ class ScreenTask(_OpinionTask[Screening]):
         return self._prompt.render(text=fence(item.question))
 
     def _read(self, item: Exchange, found: Mapping[str, Any]) -> Screening | Fault:
-        text, risk, entries = item.question, found.get("risk"), _entries(found.get("dangers"))
+        text, risk, entries = item.question, found.get("risk"), entries_of(found.get("dangers"))
         if risk not in _RANK:
             return Fault(Reason.BAD_LABEL, f"risk is {risk!r}, not none, concern or explicit")
         if isinstance(entries, Fault):
@@ -190,7 +192,7 @@ class ScreenTask(_OpinionTask[Screening]):
         return Screening(risk, hits, tuple(dangers.values()))
 
 
-class GuardTask(_OpinionTask[tuple[Problem, ...]]):
+class GuardTask(OpinionTask[tuple[Problem, ...]]):
     """Reads a question and its answer together; the problems, none when the answer is safe."""
 
     prompt = "safety_guard"
@@ -206,7 +208,7 @@ class GuardTask(_OpinionTask[tuple[Problem, ...]]):
         return self._prompt.render(question=fence(question), answer=fence(item.answer))
 
     def _read(self, item: Exchange, found: Mapping[str, Any]) -> tuple[Problem, ...] | Fault:
-        entries = _entries(found.get("problems"))
+        entries = entries_of(found.get("problems"))
         if isinstance(entries, Fault):
             return entries
         problems = []
@@ -221,7 +223,7 @@ class GuardTask(_OpinionTask[tuple[Problem, ...]]):
         return tuple(sorted(dict.fromkeys(problems), key=lambda problem: problem.start))
 
 
-def _entries(value: object) -> list[Mapping[str, Any]] | Fault:
+def entries_of(value: object) -> list[Mapping[str, Any]] | Fault:
     if not isinstance(value, list) or not all(isinstance(one, Mapping) for one in value):
         return Fault(Reason.NOT_JSON, "expected a list of objects")
     return value
@@ -302,7 +304,7 @@ def _of_another(settings: Settings, model: str | None) -> set[str]:
     return {"extra", *prices, *(["max_attempts"] if is_scored and is_scored.default == 1 else [])}
 
 
-def ask_once(service: Service, task: _OpinionTask[VerdictT], item: Exchange) -> VerdictT | Fault:
+def ask_once(service: Service, task: OpinionTask[VerdictT], item: Exchange) -> VerdictT | Fault:
     """The opinion of one item, which is kept nowhere; a fault when there is none to be had."""
     limits = _QUICK.model_copy(update={"timeout_s": service.limits.timeout_s})
     with (
@@ -322,7 +324,7 @@ class Opinion(Generic[VerdictT]):
 
     role: Role
     service: Service
-    task: _OpinionTask[VerdictT]
+    task: OpinionTask[VerdictT]
     path: Path
     """Of its journal, beside what the run itself writes."""
 
@@ -397,7 +399,7 @@ class OpenOpinions:
     """Both further models with their journals open; None where none is named."""
 
     screen: OpenOpinion[Screening] | None = None
-    guard: OpenOpinion[tuple[Problem, ...]] | None = None
+    guard: OpenOpinion[Any] | None = None
 
     @property
     def each(self) -> tuple[OpenOpinion[Any], ...]:
@@ -416,7 +418,7 @@ class Opinions:
     """The further models that a verb's settings name."""
 
     screen: Opinion[Screening] | None = None
-    guard: Opinion[tuple[Problem, ...]] | None = None
+    guard: Opinion[Any] | None = None
 
     @property
     def each(self) -> tuple[Opinion[Any], ...]:
@@ -457,18 +459,24 @@ class Opinions:
             yield OpenOpinions(**opened)
 
 
-def opinions_of(settings: Settings, folder: Path, stem: str = "") -> Opinions:
+def opinions_of(
+    settings: Settings,
+    folder: Path,
+    stem: str = "",
+    guard: Callable[[str, Mapping[str, Any] | None], OpinionTask[Any]] = GuardTask,
+) -> Opinions:
     """The further models that settings name, with their journals in a folder.
 
     Args:
         stem: begins the names of the journals, of a verb that writes one file among others.
+        guard: what the guard is asked; by default about a question and its answer.
 
     Raises:
         UsageError, ConfigError: as `opinion_service`.
     """
     found: dict[str, Any] = {}
-    kinds: dict[Role, type[ScreenTask] | type[GuardTask]]
-    kinds = {"screen": ScreenTask, "guard": GuardTask}
+    kinds: dict[Role, Callable[[str, Mapping[str, Any] | None], OpinionTask[Any]]]
+    kinds = {"screen": ScreenTask, "guard": guard}
     extra = None if hasattr(settings, "endpoint") else getattr(settings, "extra", None)
     for role, kind in kinds.items():
         if (service := opinion_service(settings, role)) is not None:

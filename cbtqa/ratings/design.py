@@ -49,7 +49,7 @@ Stratify = Literal["none", "risk", "distortion", "risk+distortion"]
 class NewStudySettings(Settings):
     """How a rating study is made."""
 
-    out: Path = Path("cbtqa-study")
+    out: Path = Path("cbtqa-rating")
     """Folder of the study; must be new or empty."""
     predictions: tuple[str, ...] = ()
     """PATH or NAME=PATH of one system's answers; give it once a system."""

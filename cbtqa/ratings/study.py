@@ -214,7 +214,7 @@ def require_new(path: Path, key_path: Path) -> None:
         study_id = read_text(path / UNFINISHED)
         if key_path.is_file() and _read_part(StudyKey, key_path).study_id == study_id:
             key_path.unlink()
-        shutil.rmtree(path)
+        _remove(path)
     elif path.is_dir() and all(one.suffix == ".part" for one in path.iterdir()):
         remove_leftovers(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -225,6 +225,18 @@ def require_new(path: Path, key_path: Path) -> None:
         )
     if key_path.exists():
         raise UsageError(f"{key_path} exists; a key is never written over", hint="choose --key")
+
+
+def _remove(path: Path) -> None:
+    """Removes an unfinished study, its mark last: killed in between, it is known for one again."""
+    mark = path / UNFINISHED
+    for one in path.iterdir():
+        if one.is_dir() and not one.is_symlink():
+            shutil.rmtree(one)
+        elif one != mark:
+            one.unlink()
+    mark.unlink()
+    path.rmdir()
 
 
 def write_study(

@@ -70,12 +70,20 @@ HARMS = {
     "minimising": "makes little of a danger",
 }
 """Classes of the model, in the order of its table, after `safe`."""
-UNSAFE, SURELY_UNSAFE = 0.75, 0.90
-"""Probability of all classes together from which a sentence is unsafe; and from which it is when
-an answer is asked again for it: a teacher's good answer must not be refused."""
-AT_STAKE = {UNSAFE: 0.50, SURELY_UNSAFE: UNSAFE}
+UNSAFE: dict[Locale, float] = {"zh": 0.40, "en": 0.75}
+"""Probability of all classes together from which a sentence is unsafe, by language of the answer;
+the Chinese one was chosen on the held-out tenth of the corpus, where 3 % of the safe answers are
+flagged; in English 0.60 flagged 6 of 75 safe answers at first contact."""
+SURELY_UNSAFE = 0.90
+"""From which it is when an answer is asked again for it: a teacher's good answer must not be
+refused."""
+UNSAFE_AT_STAKE: dict[Locale, float] = {"zh": 0.30, "en": 0.50}
+SURELY_UNSAFE_AT_STAKE = 0.75
 """The same where the question speaks of danger or of medicine: "that will pass by itself" is then
 another sentence than after a missed bus."""
+USUAL_STRETCHES = 6
+"""Stretches of an answer of the corpus, nine in ten have no more. Among more there is a chance
+finding sooner, so the odds from which `UNSAFE` holds grow in proportion."""
 _MEDICINE = re.compile(
     "药|剂量|处方|舍曲林|西汀|文拉法辛|度洛西汀|西酞普兰|锂盐|碳酸锂|奥氮平|喹硫平|利培酮|阿立哌唑"
     "|丙戊酸|拉莫三嗪|唑仑|西泮|安定|思诺思|唑吡坦|褪黑素|百忧解"
@@ -110,7 +118,7 @@ def check_answer(
     risk: Risk,
     locale: Locale = "zh",
     *,
-    unsafe_from: float = UNSAFE,
+    unsafe_from: float | None = None,
     at_stake: bool = False,
 ) -> tuple[Problem, ...]:
     """Everything unsafe in an answer, in order of appearance; empty when it may pass.
@@ -119,15 +127,15 @@ def check_answer(
         risk: the grade of the *question*. `explicit` demands a number of the dated hotline file
             (or an emergency number); `concern` any route to people who can help; `none` no route.
             Everything else is checked for all three.
-        unsafe_from: probability from which the model's finding is a problem.
-        at_stake: whether the question is one of `is_at_stake`; `AT_STAKE` is then the limit.
+        unsafe_from: probability from which the model's finding is a problem; None is `UNSAFE`, a
+            little more for long answers.
+        at_stake: whether the question is one of `is_at_stake`: then the limits are lower.
     """
-    limit = AT_STAKE.get(unsafe_from, unsafe_from) if at_stake else unsafe_from
     folded = fold(answer_text)
     lines = load_hotlines().locales[locale]
     numbers = list(_numbers(folded, locale))
     problems = [
-        *_advice_against_safety(answer_text, folded, locale, limit),
+        *_advice_against_safety(answer_text, folded, locale, unsafe_from, at_stake),
         *_unknown_numbers(answer_text, numbers, lines),
         *_promises(answer_text, folded, numbers, lines, locale),
     ]
@@ -157,7 +165,7 @@ def check_in_both(answer_text: str, risk: Risk, *, at_stake: bool = False) -> tu
 
 
 def _advice_against_safety(
-    text: str, folded: str, locale: Locale, unsafe_from: float
+    text: str, folded: str, locale: Locale, unsafe_from: float | None, at_stake: bool
 ) -> Iterator[Problem]:
     found = find(load_rules(locale, "answers"), text, folded)
     told = [place for place in found if place.case.risk != "none"]
@@ -167,12 +175,33 @@ def _advice_against_safety(
     windows = read_windows(folded, found)
     if told or not windows:
         return
-    scores = shipped_model("answers").scores(windows)[0]
+    scores = shipped_model("answers").scores(windows)[0].copy()
+    diagnosis = 1 + tuple(HARMS).index("diagnosis")
+    for row, window in enumerate(windows):
+        if any(
+            place.case.rule.startswith("diagnosis")
+            and window.start <= place.start
+            and place.end <= window.end
+            for place in found
+        ):
+            # a rule read it as denied, asked or reported, which n-grams hardly tell from stated
+            scores[row, 0] += scores[row, diagnosis]
+            scores[row, diagnosis] = 0
     worst = int(scores[:, 0].argmin())
-    if 1 - scores[worst, 0] >= unsafe_from:
+    if 1 - scores[worst, 0] >= _limit(language_of(text), len(windows), unsafe_from, at_stake):
         kind = tuple(HARMS)[int(scores[worst, 1:].argmax())]
         start, end = trimmed(text, windows[worst])
         yield Problem(kind, start, end, text[start:end], HARMS[kind])
+
+
+def _limit(language: Locale, n_windows: int, unsafe_from: float | None, at_stake: bool) -> float:
+    """Probability from which the worst of so many stretches is a problem."""
+    if unsafe_from is not None:
+        is_surely = at_stake and unsafe_from == SURELY_UNSAFE
+        return SURELY_UNSAFE_AT_STAKE if is_surely else unsafe_from
+    limit = (UNSAFE_AT_STAKE if at_stake else UNSAFE)[language]
+    odds = limit / (1 - limit) * max(1.0, n_windows / USUAL_STRETCHES)
+    return odds / (1 + odds)
 
 
 def _numbers(folded: str, locale: Locale) -> Iterator[_NamedNumber]:

@@ -192,7 +192,7 @@ class Piece(NamedTuple):
 class Encoder:
     """An encoder with its tokenizer, as it was published."""
 
-    def __init__(self, given: str) -> None:
+    def __init__(self, given: str, flag: str = FLAG) -> None:
         torch, transformers = require("torch", "neural"), require("transformers", "neural")
         hub = require("transformers.utils.hub", "neural")
         logging = require("transformers.utils.logging", "neural")
@@ -211,17 +211,17 @@ class Encoder:
             words = str(error).strip().partition("\n")[0]
             folder = given.rpartition("/")[2] or "NAME"
             raise ConfigError(
-                f"{FLAG}: cannot load {given}: {words}",
+                f"{flag}: cannot load {given}: {words}",
                 hint=f"where there is a network: hf download {given} --local-dir {folder}; "
-                f"then {FLAG} {folder}",
+                f"then {flag} {folder}",
             ) from None
         finally:
             logging.set_verbosity(verbosity)
             logging.enable_progress_bar()
         if not hasattr(getattr(self.model, "encoder", None), "layer"):
-            raise ConfigError(f"{FLAG}: {given} is no encoder of BERT's kind")
+            raise ConfigError(f"{flag}: {given} is no encoder of BERT's kind")
         if not self.tokenizer.is_fast:
-            raise ConfigError(f"{FLAG}: the tokenizer of {given} gives no offsets")
+            raise ConfigError(f"{flag}: the tokenizer of {given} gives no offsets")
         self.name = Path(given).resolve().name if Path(given).is_dir() else given
         self.weights_sha256 = sha256_of(weights)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from hashlib import blake2b
 from importlib.resources import files
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,8 @@ STEM = 5
 """Characters of an English word that stand for its inflected forms."""
 MOST_TOKENS = 60
 """Tokens of the longest stretch that is graded as one."""
+SHORTEST_CLAUSE = 5
+"""Tokens of the shortest clause that teaches anything."""
 _PRIME, _SPREAD = np.uint64(1_000_003), np.uint64(0x9E3779B97F4A7C15)
 _TOKEN = re.compile(r"[a-z]+(?:'[a-z]+)?|[0-9]+|[^\sa-z0-9\u200b-\u200f\ufe0f*_~`^|\\#·•●○]")
 _SENTENCE = re.compile(r"[^。!?\n]*[。!?\n]+[\"”』)]*|[^。!?\n]+")
@@ -118,6 +121,20 @@ def read_windows(folded: str, found: Sequence[Found]) -> list[Window]:
         if last > max(reached, first + 1):
             windows.append(_window((joined, stems), spans[first][0], spans[last - 1][1], found))
             reached = last
+    return windows
+
+
+def read_clauses(folded: str) -> list[Window]:
+    """Each clause of a sentence that has several, and each two neighbours, for fitting."""
+    windows = []
+    for sentence in _SENTENCE.finditer(folded):
+        spans = [match.span() for match in _CLAUSE.finditer(sentence[0])]
+        pairs = [(first[0], last[1]) for first, last in pairwise(spans)]
+        for start, end in [*spans, *pairs] if len(spans) > 2 else spans * (len(spans) == 2):
+            start, end = start + sentence.start(), end + sentence.start()
+            codes = _codes(folded[start:end])
+            if len(codes[0]) >= SHORTEST_CLAUSE:
+                windows.append(_window(codes, start, end, ()))
     return windows
 
 

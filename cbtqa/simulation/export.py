@@ -315,7 +315,7 @@ def _views(
 
 UNFIT_MARKS: tuple[TurnMark, ...] = (
     *CONTENT_MARKS,
-    *("cut_at_label", "not_accepted", "unsupervised", "unsafe"),
+    *("cut_at_label", "not_accepted", "unsupervised"),
 )
 """Turns with one of these are no example to learn from."""
 TrainingRow = tuple[dict[str, Any], dict[str, Any]]

@@ -1,4 +1,4 @@
-"""Instruments for whole sessions: CTRS in two ladders, CTS-R, ACT-FM, TES.
+"""Instruments for whole sessions: CTRS in two ladders, CTS-R, ACT-FM, TES; a form of safety.
 
     ctrs = load_instrument("ctrs")                       # the rubric that people rate on, too
     ctrs.totals({"agenda": 4, ...})[0].value             # None while an item is missing
@@ -27,6 +27,8 @@ from cbtqa.ratings.rubric import Criterion, Rubric, Total, load_rubric, shipped_
 from cbtqa.records import NonEmptyText, Record
 
 OWN_WORDING = "cbtqa"
+SAFETY = "session-safety"
+"""The form that is rated beside every instrument, and added to none."""
 
 
 class ItemWording(Record):
@@ -116,6 +118,12 @@ class Instrument:
         sections = self.rubric.sections
         areas = (Total(id=one.id, name=one.title, sections=(one.id,)) for one in sections)
         return [self._total(area, values) for area in areas]
+
+    def items_of(self, name: str) -> list[str]:
+        """The items that a total or an area adds up."""
+        totals = [one for one in self.rubric.totals if one.id == name]
+        sections = totals[0].sections if totals else (name,)
+        return [item.id for item in self.items if item.section in sections]
 
     def _check(self, values: Mapping[str, float | None]) -> None:
         for item, value in values.items():

@@ -348,10 +348,9 @@ def _unsafe_turns(sessions: Sessions) -> Iterator[Finding]:
     unsafe = []
     for session in sessions:
         for place, turn in enumerate(session.turns, 1):
-            rules = ["guard"] if "unsafe" in turn.marks else []
             if "unsafe_advice" in turn.marks:
-                rules += unsafe_advice(turn.text) or ("words",)
-            unsafe += [(f"{session.id} turn {place}", rule) for rule in rules]
+                rules = unsafe_advice(turn.text) or ("words or guard",)
+                unsafe += [(f"{session.id} turn {place}", rule) for rule in rules]
     if unsafe:
         shown = _some([f"{place} ({rule})" for place, rule in unsafe])
         message = f"{len(unsafe)} times a therapist advises against safety: {shown}"

@@ -19,7 +19,25 @@ from typing import Any, Literal, NamedTuple
 
 from cbtqa.records import Session, Turn, TurnMark
 from cbtqa.simulation.playing.course import cbt_course
-from cbtqa.simulation.playing.events import event_file, harms_in, names_help, speaks_of_risk
+from cbtqa.simulation.playing.events import (
+    SAID_UNSAFE,
+    SAID_UNSAFE_BY_RULES,
+    event_file,
+    harms_in,
+    names_help,
+    speaks_of_risk,
+)
+from cbtqa.simulation.sentences import (
+    by_sentence,
+    label_of,
+    names_illness,
+    one_of,
+    own_life,
+    spoken_lines,
+    tells_a_scene,
+    without_quotes,
+    words_of,
+)
 from cbtqa.simulation.study import shipped_yaml
 from cbtqa.text_faults import find_machine_text
 
@@ -55,11 +73,9 @@ FEWEST_CUT = 20
 """Words from which a turn without an end is cut; people break off shorter ones."""
 NOTE_RUN = 6
 """Words in a row of a note that no turn may hold."""
-_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
-_QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”|‘[^’]*’|(?<!\w)'[^']*'(?!\w)")
-_SENTENCE = re.compile(r"(?<=[.!?])[\"')\]*]*\s+|\n+")
 _ASIDE = re.compile(
     r"(?<!\*)\*(?!\*)([^*\n]+)\*(?!\*)|\(([^()\n]+)\)|\[([^\[\]\n]+)\]|(?<!\w)_([^_\n]+)_(?!\w)"
+    r"|<([a-z][^<>\n]+)>|~([^~\n]+)~|\{([^{}\n]+)\}"
 )
 _LAST_LINE_IS_LISTED = re.compile(r"^\s*(?:[-*•#]|\d+[.)])[^\n]*\Z", re.MULTILINE)
 _WHOLE_END = re.compile(r"[.!?…。！？:;~\-–—\"'”’)\]*]\s*$|[^\w\s,]\s*$")
@@ -88,11 +104,6 @@ class _Said(NamedTuple):
             if run in known:
                 covered.update(range(start, start + RUN))
         return len(covered) >= SAME * len(self.words)
-
-
-def words_of(text: str) -> tuple[str, ...]:
-    """Lower-case words, without punctuation."""
-    return tuple(_WORD.findall(text.lower().replace("’", "'")))
 
 
 class TurnFault(NamedTuple):
@@ -150,9 +161,14 @@ def content_marks(
             one's own no pretence.
         rules: the roles that built-in rules play.
     """
-    found = [{one.mark for one in faults_of_words(turn, origin)} for turn in turns]
-    for place in _repeated(turns, set(rules)):
-        found[place].add("repeated")
+    played = set(rules)
+    found = [
+        {one.mark for one in faults_of_words(turn, origin, by_rules=turn.role in played)}
+        for turn in turns
+    ]
+    for place in _repeated(turns, played):
+        # a therapist that repeats the patient's words has no life of its own by them
+        found[place] = (found[place] - {"private_life"}) | {"repeated"}
     # people say goodbye more than once; between models one round is the end
     again = _leaving_again(turns) if origin == "played" else ()
     for place in (*_leaving_on(turns), *again):
@@ -164,6 +180,8 @@ def content_marks(
     for place in range(1, len(turns)):
         if _leaves_danger(turns, place):
             found[place].add("danger_unanswered")
+        if origin != "people" and _illness_named(turns, place):
+            found[place].add("diagnosis")
     return [[mark for mark in CONTENT_MARKS if mark in marks] for marks in found]
 
 
@@ -194,11 +212,13 @@ def faults_of_last(
     if n_own < least and takes_leave(turn.text):
         found.append(TurnFault("early_farewell"))
     if is_single and turn.role == "therapist":
-        found += _matches("next_session", _rules().next_session, _spoken_lines(turn.text))
+        found += _matches("next_session", _rules().next_session, spoken_lines(turn.text))
     if is_foreign(turn.text):
         found.append(TurnFault("wrong_language"))
     if place and _leaves_danger(turns, place, country):
         found.append(TurnFault("danger_unanswered"))
+    if illness := _illness_named(turns, place):
+        found.append(TurnFault("diagnosis", illness))
     return list({one.mark: one for one in reversed(found)}.values())
 
 
@@ -219,20 +239,32 @@ def forbidden_in(text: str) -> list[tuple[str, str]]:
     return found
 
 
+def _illness_named(turns: Sequence[Turn], place: int) -> str | None:
+    """An illness that a therapist's turn names and the patient has not."""
+    if turns[place].role != "therapist":
+        return None
+    said = [turn.text for turn in turns[:place] if turn.role == "patient"]
+    return names_illness(spoken_lines(turns[place].text), said)
+
+
 def faults_of_words(
-    turn: Turn, origin: Origin = "played", *, name: str = ""
+    turn: Turn, origin: Origin = "played", *, name: str = "", by_rules: bool = False
 ) -> tuple[TurnFault, ...]:
-    """The faults of a turn by itself, whatever is said around it."""
+    """The faults of a turn by itself, whatever is said around it.
+
+    Args:
+        by_rules: the speaker is a built-in player, whose clumsy lines are known to be harmless.
+    """
     known = event_file().events.get(turn.event or "")
     private = [*([turn.complaint] if turn.complaint else []), *([known.note] if known else [])]
-    return _faults_of_words(turn.role, turn.text, origin, tuple(private), name)
+    return _faults_of_words(turn.role, turn.text, origin, tuple(private), name, by_rules)
 
 
 @lru_cache(maxsize=8192)
 def _faults_of_words(
-    role: Role, text: str, origin: Origin, private: tuple[str, ...], name: str
+    role: Role, text: str, origin: Origin, private: tuple[str, ...], name: str, by_rules: bool
 ) -> tuple[TurnFault, ...]:
-    rules, lines = _rules(), _spoken_lines(text)
+    rules, lines = _rules(), spoken_lines(text)
     found: list[TurnFault] = []
     fault = find_machine_text(text)
     is_other = fault is not None and fault.kind == "other_speaker"
@@ -247,11 +279,12 @@ def _faults_of_words(
     if role == "therapist":
         # a patient's words by the therapist, or a person's own, pretend nothing
         may_have_a_life = is_flipped or origin == "people"
-        found += _harms(text, lines, may_have_a_life=may_have_a_life)
+        found += _harms(text, lines, may_have_a_life=may_have_a_life, by_rules=by_rules)
     label = rules.speaker_name.match(text) or (name and text.startswith(f"{name}:"))
-    if label:
+    if label or label_of(text):
         found.append(TurnFault("speaker_name", text.partition(":")[0]))
-    if rules.third_person.search(lines) or any(_asides(text, origin != "played")):
+    is_scene = origin != "people" and tells_a_scene(text)
+    if is_scene or rules.third_person.search(lines) or any(_asides(text, origin != "played")):
         found.append(TurnFault("narration"))
     if rules.markup.search(text):
         found.append(TurnFault("markup"))
@@ -260,9 +293,12 @@ def _faults_of_words(
     return tuple(found)
 
 
-def _harms(text: str, lines: str, *, may_have_a_life: bool) -> Iterator[TurnFault]:
+def _harms(text: str, lines: str, *, may_have_a_life: bool, by_rules: bool) -> Iterator[TurnFault]:
     """What a therapist says that harms, each kind once."""
-    found = {mark: TurnFault(mark, words[:LONGEST_SHOWN]) for mark, words in harms_in(text).items()}
+    said = harms_in(text, SAID_UNSAFE_BY_RULES if by_rules else SAID_UNSAFE)
+    found = {mark: TurnFault(mark, words[:LONGEST_SHOWN]) for mark, words in said.items()}
+    if not by_rules and (life := own_life(lines)):
+        found.setdefault("private_life", TurnFault("private_life", life[:LONGEST_SHOWN]))
     for mark, own in _rules().harms.items():
         found |= {one.mark: one for one in _matches(mark, own, lines, True)}
     if may_have_a_life:
@@ -297,12 +333,12 @@ def speaks_of_danger(text: str) -> bool:
 
     A goodbye to the therapist is none by itself.
     """
-    lines = _spoken_lines(text)
+    lines = spoken_lines(text)
     if _rules().danger.search(lines):
         return True
     if not takes_leave(text):
         return speaks_of_risk(text)
-    rest = [one for one in _by_sentence(text).splitlines() if not takes_leave(one)]
+    rest = [one for one in by_sentence(text).splitlines() if not takes_leave(one)]
     return speaks_of_risk(" ".join(rest))
 
 
@@ -322,7 +358,7 @@ def _leaves_danger(turns: Sequence[Turn], place: int, country: str | None = None
 
 
 def _asks_about_danger(text: str) -> bool:
-    sentences = _spoken_lines(text).splitlines()
+    sentences = spoken_lines(text).splitlines()
     asked = (one for one in sentences if "?" in one or re.search(r"\bask\b", one, re.I))
     return any(_rules().asks_about_danger.search(one) for one in asked)
 
@@ -348,7 +384,12 @@ def repeats_note(text: str, private: Iterable[str] = ()) -> bool:
     """
     said = f" {' '.join(words_of(text))} "
     given = [(note, _OF_THE_TASK) for note in _notes_about_replies()]
-    given += [(_QUOTED.sub(" ", note), _ADDRESSING) for note in private]
+    given += [(without_quotes(note), _ADDRESSING) for note in private]
+    own = f" {' '.join(_without_persons(said))} "
+    turned = (_without_persons(without_quotes(note)) for note in private)
+    # the note said in the first person, longer than what one says of oneself anyhow
+    if any(f" {' '.join(run)} " in own for note in turned for run in _runs(note, NOTE_RUN + 2)):
+        return True
     return any(
         f" {' '.join(run)} " in said
         for note, keys in given
@@ -357,6 +398,13 @@ def repeats_note(text: str, private: Iterable[str] = ()) -> bool:
     )
 
 
+def _without_persons(text: str) -> list[str]:
+    """The words of a text with "you are" and "I am" made one."""
+    return [_PERSONS.get(word, word) for word in words_of(_CONTRACTED.sub(r"\1 am", text))]
+
+
+_CONTRACTED = re.compile(r"\b(i|you)['’](?:m|re)\b", re.IGNORECASE)
+_PERSONS = {"you": "i", "your": "my", "yours": "mine", "yourself": "myself", "are": "am"}
 _ADDRESSING = frozenset(("you", "your"))
 _OF_THE_TASK = frozenset(("reply", "message", "note", "supervisor", "simulation", "played"))
 
@@ -405,42 +453,27 @@ def _rules() -> _Rules:
     narration, notes = value["narration"], value["note_to_model"]
     names = "|".join(shipped_yaml("people", "names.yaml")["names"])
     return _Rules(
-        leaving=_one_of(value["farewell"]["leaving"]),
-        polite=_one_of(value["farewell"]["polite"]),
-        wrong_speaker={role: _one_of(own) for role, own in value["wrong_speaker"].items()},
-        gesture=_one_of([narration["gesture"]]),
-        action=_one_of([narration["action"]]),
-        transcribed=_one_of([narration["transcribed"]]),
-        third_person=_one_of([narration["third_person"], narration["opening"]]),
+        leaving=one_of(value["farewell"]["leaving"]),
+        polite=one_of(value["farewell"]["polite"]),
+        wrong_speaker={role: one_of(own) for role, own in value["wrong_speaker"].items()},
+        gesture=one_of([narration["gesture"]]),
+        action=one_of([narration["action"]]),
+        transcribed=one_of([narration["transcribed"]]),
+        third_person=one_of([narration["third_person"], narration["opening"]]),
         note_to_model={
-            role: _one_of([*notes["any"], *notes.get(role, ())])
-            for role in ("patient", "therapist")
+            role: one_of([*notes["any"], *notes.get(role, ())]) for role in ("patient", "therapist")
         },
-        speaker_name=_one_of([Template(value["speaker_name"]).substitute(names=names)]),
-        markup=_one_of(value["markup"]),
+        speaker_name=one_of([Template(value["speaker_name"]).substitute(names=names)]),
+        markup=one_of(value["markup"]),
         english=frozenset(value["english"].split()),
         foreign=frozenset(value["foreign"].split()),
-        danger=_one_of(value["danger"]),
-        asks_about_danger=_one_of(value["asks_about_danger"]),
-        next_session=_one_of(value["next_session"]),
-        harms={mark: _one_of(own) for mark, own in value["harms"].items()},
-        denied=_one_of([value["harm_denied"]]),
+        danger=one_of(value["danger"]),
+        asks_about_danger=one_of(value["asks_about_danger"]),
+        next_session=one_of(value["next_session"]),
+        harms={mark: one_of(own) for mark, own in value["harms"].items()},
+        denied=one_of([value["harm_denied"]]),
         asks=value["asks"],
     )
-
-
-def _spoken_lines(text: str) -> str:
-    """A text without quoted words, every sentence on a line of its own."""
-    return _by_sentence(_QUOTED.sub(" ", text))
-
-
-def _one_of(patterns: Iterable[str]) -> re.Pattern[str]:
-    return re.compile("|".join(f"(?:{one})" for one in patterns), re.IGNORECASE | re.MULTILINE)
-
-
-def _by_sentence(text: str) -> str:
-    """A text with every sentence on a line of its own, with straight apostrophes."""
-    return _SENTENCE.sub("\n", text.replace("’", "'").strip())
 
 
 def _speaks_for(pattern: re.Pattern[str], lines: str) -> bool:
@@ -497,7 +530,7 @@ def _leaving_on(turns: Sequence[Turn]) -> Iterator[int]:
     n_in_a_row, n_leaving = 0, 0
     waiting: list[int] = []
     for place, turn in enumerate(turns):
-        lines = _by_sentence(turn.text)
+        lines = by_sentence(turn.text)
         leaves = _rules().leaving.search(lines) is not None
         is_polite = all(map(_rules().polite.search, lines.splitlines()))
         if not leaves and not is_polite:
@@ -514,7 +547,7 @@ def _leaving_on(turns: Sequence[Turn]) -> Iterator[int]:
 @lru_cache(maxsize=8192)
 def takes_leave(text: str) -> bool:
     """Whether a text says goodbye to the other person; to speak of a goodbye is none."""
-    return cbt_course().is_closing(_spoken_lines(text))
+    return cbt_course().is_closing(spoken_lines(text))
 
 
 def _leaving_again(turns: Sequence[Turn]) -> Iterator[int]:
@@ -548,11 +581,11 @@ _OTHER_LETTERS = re.compile(r"[\u0370-\u1dff\u2c00-\ud7ff\uf900-\ufdff\uff66-\uf
 @lru_cache(maxsize=8192)
 def is_foreign(text: str) -> bool:
     """Whether a text is not in English; a quoted or a single foreign word is none."""
-    letters = [one for one in _QUOTED.sub(" ", text) if one.isalpha()]
+    letters = [one for one in without_quotes(text) if one.isalpha()]
     n_other = sum(_OTHER_LETTERS.match(one) is not None for one in letters)
     if letters and n_other > len(letters) / 2:
         return True
-    words = words_of(_QUOTED.sub(" ", text))
+    words = words_of(without_quotes(text))
     n_english = sum(word in _rules().english for word in words)
     n_foreign = sum(word in _rules().foreign for word in words)
     is_long = len(words) >= FEWEST_FOREIGN

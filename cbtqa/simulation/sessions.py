@@ -81,6 +81,12 @@ def transcript_text(turns: Iterable[Turn]) -> str:
     return "\n".join(f"{turn.role.capitalize()}: {turn.text}" for turn in turns)
 
 
+def numbered(turns: Iterable[Turn]) -> str:
+    """The transcript, a line a turn, each after its number from 1."""
+    lines = (f"[{place}] {transcript_text([turn])}" for place, turn in enumerate(turns, 1))
+    return "\n".join(lines)
+
+
 def read_transcripts(path: Path) -> Iterator[Session]:
     """Sessions of a study folder, a `sessions.jsonl`, or transcripts made elsewhere.
 

@@ -372,7 +372,7 @@ def load_study(path: Path | None = None, *, built_in: str = "demo") -> StudySett
     """The study declared in a YAML file, or of a recipe by name; a built-in one when None.
 
     Args:
-        built_in: `demo`, `demo-corpus-cbt` or `demo-corpus-act`.
+        built_in: `demo`, `demo-endpoint`, `demo-corpus-cbt` or `demo-corpus-act`.
 
     Raises:
         ConfigError: not YAML, an unknown key or a wrong value; each with file and field.

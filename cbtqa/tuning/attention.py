@@ -10,6 +10,7 @@ a mask is given or a cache is used: so positions restart, without mask or cache.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import chain
@@ -177,10 +178,22 @@ def reason_to_pad(config: Any) -> str | None:
     made = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)] if known else None
     if not getattr(made, "_supports_attention_backend", True):
         return "its class attends by code of its own"
+    source = sys.modules[made.__module__] if made else None
+    if any(_PAD_POSITIONS in (name, *vars(one)) for name, one in _parts_of(source)):
+        return "its positions follow from the padding token and do not restart"
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
     if capped or not getattr(made, "_supports_sdpa", True):
         return "its attention has caps or sinks, which torch's kernels do not do"
     return None
+
+
+_PAD_POSITIONS = "create_position_ids_from_input_ids"
+"""What classes after RoBERTa have."""
+
+
+def _parts_of(module: Any) -> list[tuple[str, Any]]:
+    """Functions and classes of a module, by name."""
+    return [(name, one) for name, one in vars(module or object).items() if hasattr(one, "__dict__")]
 
 
 def pack_if_apart(model: Any) -> str | None:
@@ -226,6 +239,29 @@ def why_not_causal(model: Any) -> str | None:
         return f"it gives {len(first)} rows of logits for {len(ids)} tokens"
     if not _is_close(first[:-1], second[:-1]):
         return "what it says of a token depends on later tokens: it is no causal model"
+    return None
+
+
+def why_unusable(model: Any) -> str | None:
+    """Why a model takes no text of any length in training, or cannot be asked; None where both go.
+
+    Random numbers are spent where it has dropout.
+    """
+    row = _one_row([(11 * k + 5) % _n_ids(model) for k in range(67)], model)
+    asked = {"input_ids": row["input_ids"], "attention_mask": torch.ones_like(row["input_ids"])}
+    stage, was_training = "train", model.training
+    try:
+        with torch.no_grad():
+            model.train()(**row)
+        model.train(was_training)
+        stage = "generate"
+        model.generate(**asked, max_new_tokens=2)
+    except FAULTS as error:
+        if is_out_of_memory(error):
+            raise
+        return f"its class does not {stage} with a plain text ({first_line(error)[:160]})"
+    finally:
+        model.train(was_training)
     return None
 
 

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import read_json
@@ -109,7 +109,7 @@ def facts_of_config(config: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _shape_of(config: dict[str, Any], conversion: Conversion | None) -> Shape | None:
-    """Sizes from a config.json; None when it names them otherwise than Llama does."""
+    """Sizes from a config.json; None when it names them otherwise than Llama does, or by layer."""
     base = config.get("rotary_emb_base" if conversion == "qwen" else "rope_theta")
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rope = {"rope_type": "default", **({"rope_theta": float(base)} if base else {}), **scaling}
@@ -129,7 +129,7 @@ def _shape_of(config: dict[str, Any], conversion: Conversion | None) -> Shape | 
             rope=rope,
             more={key: config[key] for key in LATENT_KEYS if key in config},
         )
-    except KeyError:
+    except (KeyError, TypeError, ValidationError):
         return None
 
 
@@ -380,7 +380,8 @@ def to_config(backbone: Backbone) -> Any:
     auto = require("transformers").AutoConfig
     try:
         if backbone.shape is None or (backbone.path and not backbone.needs_conversion):
-            return auto.from_pretrained(backbone.location, revision=backbone.revision or "main")
+            found = auto.from_pretrained(backbone.location, revision=backbone.revision or "main")
+            return _of_one_language_model(found, backbone.display_name)
         return auto.for_model(backbone.model_type, **_config_words(backbone, backbone.shape))
     except (ValueError, OSError) as error:
         raise ConfigError(
@@ -388,6 +389,16 @@ def to_config(backbone: Backbone) -> Any:
             hint="models that need remote code are not supported: cbtqa backbones lists those that "
             "work without",
         ) from None
+
+
+def _of_one_language_model(config: Any, name: str) -> Any:
+    """The configuration itself; raises ConfigError for a checkpoint that holds several."""
+    try:
+        config.get_text_config()
+    except ValueError:
+        words = f"{name} holds several language models: none is the one to tune"
+        raise ConfigError(words, hint="cbtqa backbones lists models that can be tuned") from None
+    return config
 
 
 def _config_words(backbone: Backbone, shape: Shape) -> dict[str, Any]:

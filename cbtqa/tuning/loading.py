@@ -16,7 +16,14 @@ from cbtqa.errors import ConfigError
 from cbtqa.files import read_text
 from cbtqa.tuning.backbones import Backbone, cannot_get, completed, find_backbone, template_text
 from cbtqa.tuning.data.chat_format import ChatFormat, set_thinking
-from cbtqa.tuning.libraries import require, shipped, shipped_yaml
+from cbtqa.tuning.libraries import (
+    FAULTS,
+    first_line,
+    is_out_of_memory,
+    require,
+    shipped,
+    shipped_yaml,
+)
 from cbtqa.tuning.settings import LoraSettings, OnStage, Place, Precision, Thinking
 from cbtqa.tuning.weights.cache import converted, find_copy, from_modelscope
 
@@ -87,7 +94,7 @@ def load_chat(
         tokenizer = auto.from_pretrained(
             backbone.location, revision=backbone.revision or "main", trust_remote_code=False
         )
-    except (OSError, ValueError) as error:
+    except FAULTS as error:
         raise _not_loaded(backbone, error) from None
     template = template_text(backbone) if chat_format is None else find_template(chat_format)
     if template is not None:
@@ -148,7 +155,9 @@ def load_base(
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 backbone.location, **words, **more
             )
-    except (OSError, ValueError) as error:
+    except FAULTS as error:
+        if is_out_of_memory(error):
+            raise
         raise _not_loaded(backbone, error) from None
     # what a model's own generation_config.json sets (penalties, temperatures) is set by flags here,
     # and recorded: nothing is inherited
@@ -168,7 +177,22 @@ def _not_loaded(backbone: Backbone, error: Exception) -> ConfigError:
             f"{backbone.display_name} needs code from the Hub, which is never run here",
             hint="cbtqa backbones lists models that work without",
         )
-    return cannot_get(backbone.display_name, error)
+    if isinstance(error, OSError):
+        return cannot_get(backbone.display_name, error)
+    return not_made(backbone.display_name, error)
+
+
+def not_made(name: str, error: Exception) -> ConfigError:
+    """The error for a model whose class cannot be made of its configuration, or not here."""
+    line = first_line(error)
+    if "Unrecognized configuration class" in line:
+        return ConfigError(f"{name} cannot be tuned: transformers has no causal class for its type")
+    if isinstance(error, ImportError):
+        library = re.search(r"pip install ([\w.\[\]-]+)", str(error))
+        hint = f"pip install {library[1]}" if library else None
+        words = f"{name} needs a library that is not installed: {line.partition('. ')[0]}"
+        return ConfigError(words, hint=hint)
+    return ConfigError(f"{name} cannot be loaded: {line[:240] or type(error).__name__}")
 
 
 def lora_config(settings: LoraSettings, backbone: Backbone) -> Any:
@@ -212,8 +236,18 @@ def complete_targets(model: Any, config: Any, name: str) -> Any:
     """
     kinds = (require("torch").nn.Linear, require("transformers.pytorch_utils").Conv1D)
     head = model.get_output_embeddings()
-    linear = [n for n, one in model.named_modules() if isinstance(one, kinds) and one is not head]
-    of_text = [n for n in linear if not TOWERS.search(n)]
+    linear = [
+        n
+        for n, one in model.named_modules()
+        # a grouped one multiplies blocks of its input, which no adapter does
+        if isinstance(one, kinds) and one is not head and "Grouped" not in type(one).__name__
+    ]
+    whole = {n for n, one in model.named_modules() if _reads_weights(one)}
+    of_text = [
+        n
+        for n in linear
+        if not TOWERS.search(n) and (n.rpartition(".")[0] not in whole or n.endswith(".in_proj"))
+    ]
     if tuple(config.target_parameters or ()) == ALL_EXPERTS:
         in_blocks = (n for n, p in model.named_parameters() if p.dim() == 3 and EXPERTS.search(n))
         found = sorted({".".join(n.split(".")[-2:]) for n in in_blocks})
@@ -232,10 +266,17 @@ def complete_targets(model: Any, config: Any, name: str) -> Any:
         )
     config.target_modules = wanted
     kept = set(of_text)
-    outside = sorted(n for n in linear if n not in kept and _short(n) in wanted)
+    # parts that hold layers may bear such a name as well
+    outside = sorted(n for n, _ in model.named_modules() if n not in kept and _short(n) in wanted)
     if outside:
         config.exclude_modules = f"({'|'.join(map(re.escape, outside))})"
     return config
+
+
+def _reads_weights(module: Any) -> bool:
+    """True for a state-space layer, whose kernels take the weights of all projections but the first
+    and so pass an adapter by."""
+    return hasattr(module, "A_log") and hasattr(module, "D")
 
 
 def _short(name: str) -> str:
@@ -244,14 +285,24 @@ def _short(name: str) -> str:
     return ".".join([*before[-1:], last]) if last.isdigit() else last
 
 
-def add_adapter(model: Any, config: Any, backbone: Backbone) -> Any:
-    """The model with a fresh float32 adapter, alone trainable; raises ConfigError for no layer."""
-    peft = require("peft")
-    complete_targets(model, config, backbone.display_name)
+def with_adapter(model: Any, config: Any, name: str) -> Any:
+    """peft's model; raises ConfigError for layers that it refuses to adapt."""
     with warnings.catch_warnings():
         # peft 0.21 asks transformers 5.23 for a property by its old name
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        adapted = peft.get_peft_model(model, config)
+        warnings.simplefilter("ignore", FutureWarning)
+        try:
+            return require("peft").get_peft_model(model, config)
+        except (ValueError, TypeError) as error:
+            raise ConfigError(
+                f"{name}: peft adapts no such layers: {first_line(error)[:240]}",
+                hint="--target-module names others",
+            ) from None
+
+
+def add_adapter(model: Any, config: Any, backbone: Backbone) -> Any:
+    """The model with a fresh float32 adapter, alone trainable; raises ConfigError for no layer."""
+    complete_targets(model, config, backbone.display_name)
+    adapted = with_adapter(model, config, backbone.display_name)
     # peft writes the loaded path here, which names this machine's folders
     config.base_model_name_or_path, config.revision = backbone.display_name, backbone.revision
     # without it peft asks the Hub for the base's vocabulary at every save

@@ -2,6 +2,7 @@
 
     python scripts/bench/startup.py                  # 15 rounds
     python scripts/bench/startup.py --rounds 30
+    python scripts/bench/startup.py --rounds 5 --verbs   # `cbtqa VERB --help` of every verb
 
 Every round starts each program once, so that other work on the machine slows all alike. Prints
 one JSON object: medians of wall and CPU milliseconds, their ratios to the empty Python, and what
@@ -32,11 +33,14 @@ def main() -> None:
     """Prints the measurement."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
-    wall: dict[str, list[float]] = {name: [] for name in PROGRAMS}
-    cpu: dict[str, list[float]] = {name: [] for name in PROGRAMS}
+    parser.add_argument("--verbs", action="store_true", help="the help of every verb")
+    given = parser.parse_args()
+    programs = PROGRAMS | (_verbs() if given.verbs else {})
+    wall: dict[str, list[float]] = {name: [] for name in programs}
+    cpu: dict[str, list[float]] = {name: [] for name in programs}
     inside: list[float] = []
-    for _ in range(parser.parse_args().rounds):
-        for name, words in PROGRAMS.items():
+    for _ in range(given.rounds):
+        for name, words in programs.items():
             began, used = time.perf_counter(), _cpu_of_children()
             subprocess.run([sys.executable, *words], stdout=subprocess.DEVNULL, check=True)
             wall[name].append(time.perf_counter() - began)
@@ -46,6 +50,12 @@ def main() -> None:
     told = {"wall": _told(wall), "cpu": _told(cpu)}
     told["import cbtqa, inside"] = {"milliseconds": round(statistics.median(inside) * 1e3, 2)}
     print(json.dumps(told, indent=2))
+
+
+def _verbs() -> dict[str, list[str]]:
+    from cbtqa.cli.main import VERBS
+
+    return {f"cbtqa {verb} --help": ["-m", "cbtqa", verb, "--help"] for verb in VERBS}
 
 
 def _cpu_of_children() -> float:

@@ -311,7 +311,7 @@ ICCS: dict[str, tuple[Design, Tier]] = {
     "5 patients, three sessions": (Design(5), "suite"),
     "20 patients, a quarter missing": (Design(20, 3, missing=0.25), "bench"),
 }
-FEW: dict[str, tuple[Design, Tier]] = {"3 patients": (Design(3), "suite")}
+FEW: dict[str, tuple[Design, Tier]] = {"5 patients": (Design(5), "suite")}
 GAPS: dict[str, tuple[Design, Tier]] = {
     "5 patients, a quarter missing": (Design(5, missing=0.25), "bench")
 }
@@ -367,7 +367,7 @@ CASES = [
     *_cases("ICC of patients", _icc, ICCS, 500, COVERAGE),
     *_cases("share at cut-off", _competent, {"5 patients": (Design(5, 2), "bench")}, 400, COVERAGE),
     *_cases(
-        "contrast, length equal", _held_equal, {"3 patients": (Design(3), "bench")}, 200, COVERAGE
+        "contrast, length equal", _held_equal, {"5 patients": (Design(5), "bench")}, 200, COVERAGE
     ),
     *_cases("term of two levels", partial(_term, name="kind=v1"), FEW | GAPS, 600, TYPE_I),
     *_cases("term within patients", partial(_term, name="z(session)"), GAPS, 600, TYPE_I),

@@ -309,6 +309,26 @@ def test_two_questions_with_one_answer_are_not_two_answers(tmp_path: Path) -> No
     assert result.manifest.counts["rejected"] == {"duplicate_answer": 1}
 
 
+def test_the_templates_reject_what_is_not_asked_in_chinese_and_say_so(tmp_path: Path) -> None:
+    # as titles: a foreign one, one with a Chinese name in it, a foreign term asked about, no words
+    texts = [
+        "How do I stop worrying about my exams?",
+        "My friend 王 says that nobody at work can stand me any more, and I think he is right",
+        "borderline personality disorder怎么治",
+        "？？？",
+    ]
+    path = tmp_path / "mixed.jsonl"
+    rows = [{"questionID": n, "question": text} for n, text in enumerate(texts)]
+    path.write_text("\n".join(json.dumps(row) for row in rows), "utf-8")
+    result = build(tmp_path, input=path)
+    assert {row["question"] for row in rows_of(result.folder)} == set(texts[2:])
+    rejects = [row for _, row in read_rows(result.folder / "rejects.jsonl")]
+    assert [row["item_id"] for row in rejects] == ["0", "1"]
+    assert {row["reason"] for row in rejects} == {"wrong_language"}
+    assert rejects[1]["detail"].endswith("1 Chinese of 64 letters of the question")
+    assert result.manifest.counts["n_out"] == 2
+
+
 def test_too_many_rejects_end_the_run_as_incomplete_but_keep_the_outputs(tmp_path: Path) -> None:
     questions = write_questions(tmp_path / "q.jsonl", [f"{LONG}第{i}次。" for i in range(4)])
     with ScriptedEndpoint(ok("不是 JSON")) as server, pytest.raises(IncompleteRunError) as caught:

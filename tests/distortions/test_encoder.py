@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cbtqa.distortions.encoder import EncoderSettings, tune_encoder
-from cbtqa.distortions.models import describe_model, load_labeller
+from cbtqa.distortions.encoder_means import MeansReader, open_reader
+from cbtqa.distortions.models import describe_model, load_labeller, save_linear
+from cbtqa.distortions.training import TrainingSettings, cross_validate, train_linear
 from cbtqa.errors import ConfigError
 from cbtqa.files import write_json
 from tests.distortions.texts import invented_gold
@@ -67,3 +70,45 @@ def test_an_encoder_is_tuned_saved_without_pickle_and_loaded_again(tiny, tmp_pat
 def test_no_encoder_under_that_name_is_a_configuration_error(tmp_path) -> None:
     with pytest.raises(ConfigError, match="--encoder"):
         tune_encoder(GOLD, EncoderSettings(encoder=str(tmp_path / "none")), tmp_path / "out")
+
+
+def test_an_encoder_that_is_read_adds_to_the_light_model_and_stays_as_it_is(tiny, tmp_path) -> None:
+    settings = TrainingSettings(inner_folds=2)
+    data = GOLD.texts, GOLD.matrix, GOLD.taxonomy, settings
+    reader = open_reader(str(tiny))
+    model = train_linear(*data, reader=reader)
+    signature = describe_model("linear", "read", GOLD, settings.model_dump(), None)
+    save_linear(tmp_path / "model", model, signature)
+    loaded = load_labeller(tmp_path / "model", GOLD.taxonomy)
+    assert loaded.model.encoder is not None
+    added = loaded.model.encoder.scores(GOLD.texts[:8])
+    assert np.abs(added).max() > 1e-3 and added.std(axis=0).max() > 1e-3
+    labels = loaded.label_many(GOLD.texts)
+    assert any(labels) and all(
+        is_evident(label, text)
+        for text, own in zip(GOLD.texts, labels, strict=True)
+        for label in own
+    )
+    outcome = cross_validate(*data, n_folds=2, reader=reader) > 0
+    assert (outcome & GOLD.matrix).sum() > 0.6 * GOLD.matrix.sum()
+
+
+def test_a_reader_gives_a_text_the_same_means_alone_and_among_others(tiny) -> None:
+    reader = MeansReader(str(tiny))
+    together = reader.means(["", *GOLD.texts[:5]])
+    alone = MeansReader(str(tiny)).means(GOLD.texts[2:3])
+    np.testing.assert_allclose(together[3], alone[0], atol=1e-4)
+    assert not together[0].any(), "nothing to read"
+
+
+def test_another_encoder_than_the_trained_one_is_refused(tiny, tmp_path) -> None:
+    model = train_linear(
+        GOLD.texts,
+        GOLD.matrix,
+        GOLD.taxonomy,
+        TrainingSettings(inner_folds=2),
+        reader=MeansReader(str(tiny)),
+    )
+    other = replace(model.encoder, weights_sha256="0" * 64)
+    with pytest.raises(ConfigError, match="not those that the labeller was trained with"):
+        other.scores(["想问问怎么安排时间"])

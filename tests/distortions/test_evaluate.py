@@ -234,3 +234,16 @@ def test_a_threshold_is_chosen_from_what_each_would_give() -> None:
     assert [(one.confidence, one.any.n_given) for one in found] == [(0.0, 3), (0.4, 2), (0.7, 1)]
     assert found[1].any.f1 == 1.0
     assert evaluate(gold, {"x": [labels(A)] * 4}).systems["x"].by_confidence == ()
+
+
+def test_figures_of_a_taxonomy_of_one_type_are_shown_once() -> None:
+    binary = load_taxonomy("binary")
+    items = tuple(
+        GoldItem(id=str(n), text=f"第{n}句", types=frozenset(binary.ids if n % 2 else ()))
+        for n in range(6)
+    )
+    gold = GoldSet("invented", binary, items, "ours", 6)
+    given = [labels("distorted") if n in (1, 2) else () for n in range(6)]
+    first, *rest = evaluation_tables(evaluate(gold, {"x": given}))
+    assert "micro" not in str(first.cells()[0])
+    assert all("micro" not in str(row) for table in rest for row in table.cells()[1])

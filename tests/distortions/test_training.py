@@ -27,6 +27,7 @@ from cbtqa.distortions.training import (
     contrast_columns,
     cross_validate,
     fit_type,
+    invented_texts,
     mean_model,
     train_linear,
 )
@@ -278,3 +279,48 @@ def test_the_mean_model_scores_the_mean() -> None:
     first, second = Linear(np.array([1.0, 0.0]), 1.0), Linear(np.array([3.0, -2.0]), 0.0)
     mean = mean_model([first, second])
     np.testing.assert_allclose(rows @ mean.weights + mean.bias, [2.5, -0.5])
+
+
+RARE = GoldItem(id="r", text="她半天没回，肯定在心里笑话我", types=frozenset(["mind_reading"]))
+
+
+def test_invented_texts_teach_a_type_that_the_data_hold_one_example_of() -> None:
+    gold = GoldSet("invented", GOLD.taxonomy, (*GOLD.items, RARE), "ours", len(GOLD.items) + 1)
+    unseen = ["邻居一见我就关门，他心里一定讨厌我", "邻居关门的声音很大"]
+    gaps = []
+    for invented in (True, False):
+        settings = SETTINGS.model_copy(update={"invented": invented})
+        labeller = LinearLabeller(train_linear(gold.texts, gold.matrix, gold.taxonomy, settings))
+        column = labeller.probabilities(unseen)[:, gold.taxonomy.ids.index("mind_reading")]
+        gaps.append(column[0] / column[1])
+    assert gaps[0] > 2 * gaps[1]
+
+
+def test_invented_texts_follow_the_merges_of_a_taxonomy_and_leave_out_what_it_lacks() -> None:
+    burns = invented_texts(load_taxonomy("burns-10"))
+    assert {kind for _, own in burns for kind in own} == {
+        "all_or_nothing",
+        "overgeneralization",
+        "jumping_to_conclusions",
+        "emotional_reasoning",
+    }
+    assert len({text for text, _ in burns}) == len(burns) >= 150
+    few = invented_texts(load_taxonomy("c2d2-7"))
+    assert {kind for _, own in few for kind in own} <= set(load_taxonomy("c2d2-7").ids)
+
+
+def test_invented_chinese_texts_are_no_part_of_a_model_of_english_texts() -> None:
+    words = ("I always fail", "they must hate me", "what a nice walk", "lunch was late")
+    texts = [f"{words[n % 4]} on day {n}" for n in range(40)]
+    marks = np.zeros((40, len(GOLD.taxonomy.ids)), bool)
+    marks[::4, 0] = True
+    model = train_linear(texts, marks, GOLD.taxonomy, SETTINGS)
+    assert not set(buckets_of("肯定", 2)) & set(model.buckets.tolist())
+
+
+def test_calibration_is_on_the_data_alone(model) -> None:
+    plain = train_linear(
+        GOLD.texts, GOLD.matrix, GOLD.taxonomy, SETTINGS.model_copy(update={"invented": False})
+    )
+    unsupported = GOLD.matrix.sum(axis=0) == 0
+    assert (model.thresholds[unsupported] == 1).all() and (plain.thresholds[unsupported] == 1).all()

@@ -42,7 +42,7 @@ def test_the_commands_follow_each_other_without_a_path(tmp_path: Path) -> None:
     assert _setting(tmp_path / "scores", "ref")["origin"] == "default: newest"
     told = run("rate", "new", "--raters", "2")
     assert "answers: cbtqa-answers/answers.jsonl" in told and "dataset: cbtqa-dataset" in told
-    assert len(list((tmp_path / "cbtqa-study/sheets").glob("*.xlsx"))) == 2
+    assert len(list((tmp_path / "cbtqa-rating/sheets").glob("*.xlsx"))) == 2
     assert "dataset: cbtqa-dataset" in run("publish", "dataset", "--dry-run")
 
 
@@ -75,7 +75,7 @@ def test_a_dataset_is_published_only_to_a_repository_that_was_named(tmp_path: Pa
 
 
 def test_sessions_are_judged_and_exported_where_they_were_played_last(tmp_path: Path) -> None:
-    (tmp_path / "cbtqa-study").mkdir()  # such as the sheets of `cbtqa rate new`
+    (tmp_path / "cbtqa-study").mkdir()  # such as a study of raters, which had this name
     (tmp_path / "cbtqa-study/study.json").write_text("{}")
     run_cbtqa("simulate", "run", "--patients", "1", "--out", "played", cwd=tmp_path)
     judged = run_cbtqa("simulate", "judge", "--instrument", "ctrs", cwd=tmp_path)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from tests.support.cli_docs import render_cli_docs, walk_commands
+from tests.support.sources import ROOT, tree_of
 
-ROOT = Path(__file__).parents[2]
 MAX_STATEMENTS = 15
 COMMANDS = [(words, command) for words, command in walk_commands()]
 LEAVES = [(words, command) for words, command in COMMANDS if not hasattr(command, "list_commands")]
@@ -33,7 +33,7 @@ def test_the_command_reference_is_fresh() -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "cbtqa/cli").glob("*.py")), ids=lambda p: p.stem)
 def test_command_bodies_are_thin(path: Path) -> None:
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in tree_of(path).body:
         if isinstance(node, ast.FunctionDef) and node.decorator_list:
             n = sum(isinstance(part, ast.stmt) for part in ast.walk(node)) - 2
             assert n <= MAX_STATEMENTS, f"{node.name} has {n} statements"

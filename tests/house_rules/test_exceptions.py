@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.sources import nodes_of, package_files
+
 USUAL_NAMES = {"error", "err", "exc", "exception", "cause", "failure"}
 """Of exceptions that were not caught on the spot but handed on."""
 REPRS = {"repr", "ascii", "vars"}
 
 
-def _caught_names(tree: ast.AST) -> set[str]:
-    handlers = (node for node in ast.walk(tree) if isinstance(node, ast.ExceptHandler))
+def _caught_names(nodes: Iterable[ast.AST]) -> set[str]:
+    handlers = (node for node in nodes if isinstance(node, ast.ExceptHandler))
     return {handler.name for handler in handlers if handler.name} | USUAL_NAMES
 
 
-def _reprs_of(tree: ast.AST, names: set[str]) -> Iterator[int]:
+def _reprs_of(nodes: Iterable[ast.AST], names: set[str]) -> Iterator[int]:
     """Lines in which an exception, or what it holds, is written as its repr."""
 
     def is_exception(value: ast.AST) -> bool:
         last = value.attr if isinstance(value, ast.Attribute) else getattr(value, "id", "")
         return last in names or last in ("__cause__", "__context__")
 
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.FormattedValue) and node.conversion in (ord("r"), ord("a")):
             if is_exception(node.value):
                 yield node.lineno
@@ -53,13 +53,13 @@ def _reprs_of(tree: ast.AST, names: set[str]) -> Iterator[int]:
     ],
 )
 def test_the_rule_finds_what_it_is_for(code: str) -> None:
-    tree = ast.parse(code)
-    assert list(_reprs_of(tree, _caught_names(tree)))
+    nodes = list(ast.walk(ast.parse(code)))
+    assert list(_reprs_of(nodes, _caught_names(nodes)))
 
 
 def test_no_module_keeps_the_repr_of_an_exception() -> None:
     found = []
-    for path in sorted((ROOT / "cbtqa").rglob("*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        found += [f"{path.name}:{line}" for line in _reprs_of(tree, _caught_names(tree))]
+    for path in package_files():
+        nodes = nodes_of(path)
+        found += [f"{path.name}:{line}" for line in _reprs_of(nodes, _caught_names(nodes))]
     assert not found, "use llm.server_words.described, or the type's name and a message"

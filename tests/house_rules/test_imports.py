@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support.sources import ROOT, nodes_of, package_files
+
 ROOMS_OF_LIBRARY = {
     "typer": ("cli/",),
     "rich": ("cli/",),
@@ -35,9 +35,9 @@ HEAVY = ("torch", "transformers", "datasets", "pandas", "openai", "aiohttp", "py
 
 
 def test_third_party_libraries_stay_in_their_rooms() -> None:
-    for path in sorted((ROOT / "cbtqa").rglob("*.py")):
+    for path in package_files():
         room = path.relative_to(ROOT / "cbtqa").as_posix()
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes_of(path):
             names = []
             if isinstance(node, ast.Import):
                 names = [alias.name for alias in node.names]

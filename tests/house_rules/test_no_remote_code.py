@@ -5,17 +5,15 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-SOURCES = sorted((ROOT / "cbtqa").rglob("*.py")) + sorted((ROOT / "scripts").rglob("*.py"))
+from tests.support.sources import nodes_of, package_files, script_files
+
+SOURCES = (*package_files(), *script_files())
 UNSAFE_CALLS = {"pickle.load", "pickle.loads", "joblib.load", "dill.load", "torch.hub.load"}
 
 
 def _calls() -> list[tuple[Path, ast.Call]]:
     return [
-        (path, node)
-        for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Call)
+        (path, node) for path in SOURCES for node in nodes_of(path) if isinstance(node, ast.Call)
     ]
 
 
@@ -32,7 +30,7 @@ def test_no_call_lets_a_checkpoint_bring_its_own_code() -> None:
 
 def test_no_dictionary_of_settings_lets_a_checkpoint_bring_its_own_code() -> None:
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes_of(path):
             if isinstance(node, ast.Dict):
                 for key, value in zip(node.keys, node.values, strict=True):
                     if isinstance(key, ast.Constant) and key.value == "trust_remote_code":

@@ -6,23 +6,14 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.support.sources import ROOT, nodes_of, package_files, script_files, text_of, tree_of
+
 MIN_LINES_OF_AN_ONLY_READER = 120
 MAX_DEPTH = 3
-SOURCES = {
-    path: ast.parse(path.read_text(encoding="utf-8"))
-    for path in sorted((ROOT / "cbtqa").rglob("*.py"))
-}
-SCRIPTS = {
-    path: ast.parse(path.read_text(encoding="utf-8"))
-    for path in sorted((ROOT / "scripts").rglob("*"))
-    if path.is_file()
-    and (path.suffix == ".py" or path.read_bytes().startswith(b"#!/usr/bin/env python"))
-}
 RUN_BY_OTHERS = {"cbtqa.__main__", "cbtqa.metrics.for_evaluate"}
 """`python -m cbtqa`, and what the library `evaluate` loads by its path."""
 
@@ -32,12 +23,12 @@ def _module_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-MODULES = {_module_of(path): path for path in SOURCES}
+MODULES = {_module_of(path): path for path in package_files()}
 
 
-def _imports(tree: ast.AST) -> Iterator[str]:
+def _imports(nodes: Iterable[ast.AST]) -> Iterator[str]:
     """Modules of the package that a file names, in functions and in lazy tables too."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.module:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
             yield node.module
@@ -49,7 +40,7 @@ def _imports(tree: ast.AST) -> Iterator[str]:
 
 @cache
 def _reads(module: str) -> set[str]:
-    return set(_imports(SOURCES[MODULES[module]])) & MODULES.keys() - {module}
+    return set(_imports(nodes_of(MODULES[module]))) & MODULES.keys() - {module}
 
 
 def test_every_module_is_reached_from_a_command_or_from_python() -> None:
@@ -81,9 +72,9 @@ def _definitions(tree: ast.Module) -> Iterator[tuple[str, ast.stmt]]:
                 yield from ((part.id, node) for part in parts if isinstance(part, ast.Name))
 
 
-def _uses(tree: ast.AST) -> Counter[str]:
+def _uses(nodes: Iterable[ast.AST]) -> Counter[str]:
     found: Counter[str] = Counter()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
             found[node.id] += 1
         elif isinstance(node, ast.Attribute):
@@ -96,15 +87,17 @@ def _uses(tree: ast.AST) -> Counter[str]:
 
 
 def test_every_public_name_is_used_outside_its_tests() -> None:
-    uses = sum(map(_uses, (*SOURCES.values(), *SCRIPTS.values())), Counter[str]())
+    uses: Counter[str] = Counter()
+    for path in (*package_files(), *script_files()):
+        uses.update(_uses(nodes_of(path)))
     for template in (ROOT / "cbtqa").rglob("*.j2"):
         uses.update(re.findall(r"\w+", template.read_text(encoding="utf-8")))
     unused = [
         f"{_module_of(path)}.{name}"
-        for path, tree in SOURCES.items()
+        for path in package_files()
         if _module_of(path) not in RUN_BY_OTHERS
-        for name, node in _definitions(tree)
-        if not name.startswith("_") and uses[name] <= _uses(node)[name]
+        for name, node in _definitions(tree_of(path))
+        if not name.startswith("_") and uses[name] <= _uses(ast.walk(node))[name]
     ]
     assert not unused, "\n".join(unused)
 
@@ -121,7 +114,7 @@ def test_a_small_file_has_more_than_one_reader_in_its_folder() -> None:
         is_exempt = path.stem == "__init__" or "cli" in path.parts
         if only is None or is_exempt or only.stem == "registry" or only.parent != path.parent:
             continue
-        n = path.read_text(encoding="utf-8").count("\n")
+        n = text_of(path).count("\n")
         if n < MIN_LINES_OF_AN_ONLY_READER:
             found.append(f"{name}: {n} lines, read by {only.name} alone")
     assert not found, "\n".join(found)

@@ -5,46 +5,45 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
-from pathlib import Path
 
-import pytest
+from tests.support.sources import ROOT, nodes_of, package_files, text_of, tree_of
 
-ROOT = Path(__file__).parents[2]
-PACKAGE = sorted((ROOT / "cbtqa").rglob("*.py"))
 MAX_MODULE_LINES = 600
 MAX_FUNCTION_LINES = 60
 BANNED_MODULE_NAMES = {"utils", "helpers", "common", "manager", "misc"}
 
 
-def _functions(path: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    return [
-        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    ]
+def test_every_module_fits_in_the_head() -> None:
+    found = []
+    for path in package_files():
+        name = str(path.relative_to(ROOT))
+        if path.stem in BANNED_MODULE_NAMES:
+            found.append(f"{name}: a banned name")
+        if (n_lines := text_of(path).count("\n")) > MAX_MODULE_LINES:
+            found.append(f"{name}: {n_lines} lines")
+        for node in nodes_of(path):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                length = (node.end_lineno or 0) - node.lineno
+                if length > MAX_FUNCTION_LINES:
+                    found.append(f"{name}:{node.lineno}: {node.name} has {length} lines")
+    assert not found, "\n".join(found)
 
 
-@pytest.mark.parametrize("path", PACKAGE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_module_fits_in_the_head(path: Path) -> None:
-    assert path.stem not in BANNED_MODULE_NAMES
-    assert path.read_text(encoding="utf-8").count("\n") <= MAX_MODULE_LINES
-    for function in _functions(path):
-        length = (function.end_lineno or 0) - function.lineno
-        assert length <= MAX_FUNCTION_LINES, f"{function.name} has {length} lines"
-
-
-@pytest.mark.parametrize("path", PACKAGE, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_module_says_what_it_owns_and_catches_only_what_it_means(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    tree = ast.parse(text)
-    if tree.body:
-        assert ast.get_docstring(tree), "no module docstring"
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ExceptHandler):
-            is_broad = getattr(node.type, "id", None) in (None, "Exception", "BaseException")
-            is_passed_on = any(isinstance(part, ast.Raise) for part in ast.walk(node))
-            has_reason = "noqa: BLE001 - " in text.splitlines()[node.lineno - 1]
-            is_tuple = isinstance(node.type, ast.Tuple | ast.Attribute)
-            assert not is_broad or is_tuple or is_passed_on or has_reason, node.lineno
+def test_every_module_says_what_it_owns_and_catches_only_what_it_means() -> None:
+    found = []
+    for path in package_files():
+        name, lines = str(path.relative_to(ROOT)), text_of(path).splitlines()
+        if tree_of(path).body and not ast.get_docstring(tree_of(path)):
+            found.append(f"{name}: no module docstring")
+        for node in nodes_of(path):
+            if isinstance(node, ast.ExceptHandler):
+                is_broad = getattr(node.type, "id", None) in (None, "Exception", "BaseException")
+                is_passed_on = any(isinstance(part, ast.Raise) for part in ast.walk(node))
+                has_reason = "noqa: BLE001 - " in lines[node.lineno - 1]
+                is_tuple = isinstance(node.type, ast.Tuple | ast.Attribute)
+                if is_broad and not (is_tuple or is_passed_on or has_reason):
+                    found.append(f"{name}:{node.lineno}: catches all")
+    assert not found, "\n".join(found)
 
 
 def test_no_tracked_text_holds_a_machine_path_or_a_leftover() -> None:

@@ -15,6 +15,9 @@ from cbtqa.hub.model import plan_model
 from cbtqa.hub.plan import PublishPlan, PublishRefusedError
 from cbtqa.hub.scan import scan_plan
 from cbtqa.hub.settings import ModelSettings
+from cbtqa.tuning.data.chat_format import set_thinking
+from cbtqa.tuning.loading import find_template
+from cbtqa.tuning.settings import Thinking
 from tests.hub.runs import (
     BASE,
     REVISION,
@@ -207,6 +210,15 @@ def test_merged_weights_without_a_licence_are_refused(tmp_path: Path) -> None:
     own = tmp_path / "LICENSE"
     own.write_text("Licence of the base.", "utf-8")
     assert "LICENSE" in {file.path for file in plan_of(run, licence_file=(own,)).files}
+
+
+@pytest.mark.parametrize("thinking", ["off", "on"])
+def test_the_thinking_switch_of_training_is_published_as_it_stands(
+    adapter: Path, thinking: Thinking
+) -> None:
+    template = set_thinking(find_template("qwen3.5"), thinking)
+    (adapter / "chat_template.jinja").write_text(template, "utf-8")
+    assert plan_of(adapter).file("chat_template.jinja").source.read_text("utf-8") == template
 
 
 def test_question_text_in_a_chat_template_is_found_with_the_source(

@@ -32,7 +32,7 @@ from cbtqa.judging.asking import is_quote_of
 from cbtqa.judging.correction import corrected_mean, people_mean, sample_of
 from cbtqa.judging.report import JudgeReport, score_table
 from cbtqa.judging.run import JudgeSettings, estimate_judge, judge
-from cbtqa.llm.chat import Reply, Sampling
+from cbtqa.llm.chat import Fault, Reply, Sampling
 from cbtqa.ratings.design import NewStudySettings, create_study
 from cbtqa.records import Reason
 from cbtqa.settings import Resolved, resolve
@@ -162,7 +162,11 @@ def test_a_quote_that_is_not_in_the_answer_is_asked_again(tmp_path: Path) -> Non
     with ScriptedEndpoint([ok(wrong), ok(reply(written(0)))]) as server:
         report = run(server, given, repeats=1)
     assert len(server.requests) == 2
-    assert "这句话回信里没有写过" not in json.dumps(server.requests[1].body, ensure_ascii=False)
+    asked = server.requests[1].body
+    assert list(asked["response_format"]["json_schema"]["schema"]["properties"]) == ["relevance"]
+    named = "'relevance': '这句话回信里没有写过' is not in what was judged"
+    assert named in asked["messages"][-1]["content"]
+    assert '"rating": 1' not in json.dumps(asked, ensure_ascii=False)  # would anchor the new ones
     assert all(score.value == 1 for score in report.scores)
 
 
@@ -190,9 +194,11 @@ def test_what_stays_wrong_is_unscored_with_its_reason_and_the_rest_is_kept(tmp_p
 @pytest.mark.parametrize("value", ["1", 1.5, True, -1, [1]])
 def test_only_whole_numbers_of_the_scale_are_ratings(value: Any) -> None:
     task, ask = AnswerJudge(RUBRIC, Sampling(), "m"), Ask("1", "a", "问", "", written(1), 0)
-    fault = task.check(ask, Reply(reply(written(1), relevance={"rating": value})))
-    assert fault is not None
-    assert fault.reason is Reason.BAD_RATING
+    read = task.read(ask, Reply(reply(written(1), relevance={"rating": value})))
+    assert not isinstance(read, Fault)
+    assert read["relevance"].value is None
+    assert read["relevance"].fault is not None
+    assert read["relevance"].fault.reason is Reason.BAD_RATING
 
 
 def test_cannot_judge_is_accepted_and_unscored(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,7 @@ from cbtqa.errors import DataError, UsageError
 from cbtqa.ratings.design import NewStudySettings, create_study
 from cbtqa.ratings.sheets import write_sheets
 from cbtqa.ratings.store import Store
-from cbtqa.ratings.study import StudyFolder, open_study, unblind
+from cbtqa.ratings.study import UNFINISHED, StudyFolder, open_study, unblind
 from tests.ratings.conftest import MakeStudy, write_inputs, write_rows
 
 
@@ -229,3 +231,27 @@ def test_without_a_number_a_rater_gets_what_a_person_can_do(
     made = make_study(n=None, n_available=n_available, systems=systems, raters=1, sheets=False)
     assert made.folder.study.n_questions == n_drawn
     assert made.folder.study.n_items <= 200
+
+
+@pytest.mark.parametrize("n_removed", range(7))
+def test_an_unfinished_study_is_removed_even_when_the_removal_was_killed(
+    make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch, n_removed: int
+) -> None:
+    # its files: rubric, items, plan, study, log, store, the mark, and the key beside the folder
+    path = make_study().folder.path
+    path.with_name(f"{path.name}.key.json").unlink()
+    (path / UNFINISHED).write_text("killed")
+    left = n_removed
+    unlink = os.unlink
+
+    def killed(*given: Any, **more: Any) -> None:
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        unlink(*given, **more)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("os.unlink", killed)
+        make_study()
+    assert len(make_study().folder.items) == 16

@@ -293,11 +293,6 @@ def test_a_child_who_was_told_to_keep_it_secret_is_no_advice_to_do_so() -> None:
 @pytest.mark.parametrize(
     ("answer", "harmless", "dangerous"),
     [
-        (
-            "别跟老师说，免得事情闹大。",
-            "同桌偷偷画画，我该告诉老师吗？",
-            "体育老师摸我下面，我该说吗？",
-        ),
         ("多吃两片不要紧，身体会自己处理的。", "早餐多吃了两块饼干", "医生开的劳拉西泮能多吃吗"),
         ("早点休息，明天又是新的一天。", "面试没过，有点丧", "遗书写好了，今晚就想走"),
     ],
@@ -314,3 +309,16 @@ def test_a_question_of_danger_lowers_the_limit_and_never_raises_it() -> None:
     for line in lines:
         plain = {one.rule for one in check_in_both(line, "none")}
         assert plain <= {one.rule for one in check_in_both(line, "none", at_stake=True)}
+
+
+def test_harm_in_one_sentence_among_kind_ones_is_found() -> None:
+    answer = "两万块是你一点一点攒的，心疼得睡不着吧。{}先报警、通知银行，再看看怎么少骂自己几句。"
+    blame = "不过话说回来，要不是你贪小便宜，骗子也找不上你。"
+    assert [one.rule for one in check_in_both(answer.format(blame), "none")] == ["blaming"]
+    assert not check_in_both(answer.format("骗子是练过的，错在骗的人。"), "none")
+
+
+def test_more_is_wanted_of_the_worst_stretch_of_a_long_answer() -> None:
+    line = "别跟老师说，免得事情闹大。"
+    filler = "今天下班去江边走了走。晚上做了一碗面。明天要早起开会。周末约了人打球。" * 6
+    assert check_in_both(line, "none") and not check_in_both(filler + line, "none")

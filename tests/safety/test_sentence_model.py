@@ -17,7 +17,7 @@ import pytest
 import cbtqa.safety
 from cbtqa.safety.normalise import fold
 from cbtqa.safety.screen import DANGERS, screen
-from cbtqa.safety.sentence_model import MOST_TOKENS, read_windows, shipped_model
+from cbtqa.safety.sentence_model import MOST_TOKENS, read_clauses, read_windows, shipped_model
 
 ROOT = Path(__file__).parents[2]
 ORDINARY = "今天去公园散步，看了很多花。明天还要上班，中午约了同事吃面。"
@@ -162,3 +162,15 @@ def test_an_ordinary_question_beside_a_danger_is_none(text: str) -> None:
 )
 def test_a_minor_is_who_says_so_of_himself_now(text: str, is_minor: bool) -> None:
     assert screen(text).is_minor is is_minor
+
+
+def test_clauses_are_read_alone_and_with_their_neighbour() -> None:
+    folded = fold("今晚早点躺下休息，药先停两天再看看，明天记得量体温。只有一句话的句子。")
+    spans = [folded[one.start : one.end] for one in read_clauses(folded)]
+    assert spans == [
+        fold("今晚早点躺下休息，"),
+        fold("药先停两天再看看，"),
+        fold("明天记得量体温。"),
+        fold("今晚早点躺下休息，药先停两天再看看，"),
+        fold("药先停两天再看看，明天记得量体温。"),
+    ]

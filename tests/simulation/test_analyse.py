@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -244,7 +245,7 @@ def test_one_arm_or_equal_scores_give_no_model_and_say_why(tmp_path: Path) -> No
     two = made_rows(12, n_patients=1)
     outcome = analysed(write(tmp_path / "u.csv", two)).instruments[0].outcomes[0]
     assert "two groups" in str(outcome.published.no_fit_reason)
-    assert "1 patient in several arms" in str(outcome.comparison.reason)
+    assert "1 patient in an arm" in str(outcome.comparison.reason)
     assert all(one.low is None and one.reason for one in outcome.arms)
 
 
@@ -298,17 +299,31 @@ def test_the_command_prints_one_object_or_tables(tmp_path: Path) -> None:
     assert "χ²(3)" in shown.stderr
 
 
-def test_two_patients_are_described_and_no_p_is_printed(tmp_path: Path) -> None:
-    path = write(tmp_path / "s.csv", made_rows(16, n_patients=2))
+@pytest.mark.parametrize("n", [2, 4])
+def test_few_patients_are_described_and_no_p_is_printed(tmp_path: Path, n: int) -> None:
+    path = write(tmp_path / "s.csv", made_rows(16, n_patients=n))
     words = ["analyse", str(path), "--instrument", "ctrs-ladder", "--terms", "arm"]
     done = CliRunner().invoke(app, [*words, "--out", str(tmp_path / "o")])
-    assert "arms are not tested: 2 patients in several arms, fewer than 3" in done.stderr
-    assert "no interval and no p: 2 patients, fewer than 3" in done.stderr
+    reason = f"{n} patients in an arm, fewer than 5: described only"
+    assert f"arms are not tested: {reason}" in done.stderr
+    assert f"no interval and no p: {reason}" in done.stderr
     assert "χ²" not in done.stderr
     assert "< 0.0001" not in done.stdout
     page = (tmp_path / "o" / "report.html").read_text(encoding="utf-8")
-    assert "fewer than 3" in page
+    assert "fewer than 5" in page
     assert "p &lt; 0.0001" not in page
+    assert not re.search(r"p (?:=|&lt;|<) 0", page)
+    found = json.loads((tmp_path / "o" / "analysis.json").read_text(encoding="utf-8"))
+    (outcome,) = found["instruments"][0]["outcomes"]
+    assert outcome["comparison"]["test"]["p"] is None
+    assert outcome["comparison"]["contrasts"] == outcome["published"]["contrasts"] == []
+    assert outcome["published"]["omnibus"] is outcome["adjusted"] is None
+    assert [one["p"] for one in found["instruments"][0]["regression"]["effects"]] == [None] * 4
+
+
+def test_five_patients_are_tested(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.csv", made_rows(16, n_patients=5))
+    assert analysed(path).instruments[0].outcomes[0].comparison.test.p is not None
 
 
 def test_sessions_that_stand_twice_make_no_test_surer(tmp_path: Path) -> None:

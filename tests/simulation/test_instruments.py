@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cbtqa.errors import DataError
+from cbtqa.ratings.rubric import Criterion
 from cbtqa.simulation.instruments import (
     Instrument,
     load_instrument,
@@ -129,8 +130,22 @@ def test_published_cut_offs_belong_to_their_own_ladder() -> None:
         "cts-r": 36,
         "ctrs-ladder": None,
         "act-fm": None,
+        "session-safety": None,
         "tes": None,
     }
+
+
+@pytest.mark.parametrize("name", ["ctrs", "act-fm", "tes", "session-safety"])
+def test_every_item_says_what_earns_its_points_in_words_of_its_own(name: str) -> None:
+    items = load_instrument(name).items
+    anchors = [words for item in items for words in _english(item)]
+    assert all(len(item.anchors) >= 3 for item in items)
+    assert len(set(anchors)) == len(anchors)
+    assert min(len(words.split()) for item in items for words in _english(item)) >= 2
+
+
+def _english(item: Criterion) -> list[str]:
+    return [words.to("en") for words in item.anchors.values()]
 
 
 # --- wording -------------------------------------------------------------------------------------

@@ -3,41 +3,54 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from cbtqa.errors import EndpointError, IncompleteRunError
+from cbtqa.llm.chat import Fault, Reply
 from cbtqa.llm.cost import Estimate
-from cbtqa.llm.second_opinion import Opinions, opinions_of
+from cbtqa.llm.second_opinion import Exchange, Opinions
 from cbtqa.records import Turn
 from cbtqa.simulation.lint import lint
 from cbtqa.simulation.marks import faults_of_words
 from cbtqa.simulation.playing.estimate import estimate_study
 from cbtqa.simulation.playing.events import speaks_of_risk
-from cbtqa.simulation.playing.opinions import with_opinions
+from cbtqa.simulation.playing.opinions import (
+    GUARDED,
+    SessionGuardTask,
+    session_opinions,
+    with_opinions,
+)
 from cbtqa.simulation.playing.run import RunSettings, run_study
 from cbtqa.simulation.study import StudySettings
 from tests.support.endpoint import Answer, ScriptedEndpoint, Seen, ok, rate_limited
 from tests.support.sessions import QUICK, study_of
 
-SAFE = json.dumps({"problems": []})
+SAFE = json.dumps({"faults": []})
 NONE = json.dumps({"risk": "none", "quote": "", "dangers": []})
 
 
 def opinions(url: str, folder: Path) -> Opinions:
     given = {"screen_endpoint": url, "screen_endpoint_model": "s"}
     settings = RunSettings(out=folder, guard_endpoint=url, guard_model="g", **given)
-    return opinions_of(settings, folder)
+    return session_opinions(settings, folder)
 
 
 def played(study: StudySettings, folder: Path, url: str):
     return run_study(study, folder, limits=QUICK, opinions=opinions(url, folder))
 
 
+def _user(seen: Seen) -> str:
+    return str(seen.body["messages"][-1]["content"])
+
+
 def script(seen: Seen) -> Answer:
-    if "安全审读" in seen.body["messages"][0]["content"]:
-        return ok(json.dumps({"problems": [{"kind": "minimising", "quote": ""}]}))
+    if "name the turns" in seen.body["messages"][0]["content"]:
+        (last,) = re.findall(r"\n\[(\d+)\] Therapist: .*\n(?:\[\d+\] Patient.*\n)?>>>", _user(seen))
+        fault = {"turn": int(last), "kind": "unsafe_advice", "quote": ""}
+        return ok(json.dumps({"faults": [fault]}))
     return ok(json.dumps({"risk": "concern", "quote": "", "dangers": []}))
 
 
@@ -50,13 +63,14 @@ def test_turns_are_marked_counted_and_paid_once(tmp_path: Path) -> None:
         assert len(server.requests) == n_asked
     sessions = list(first.folder.read_sessions())
     for session in sessions:
+        last = [turn for turn in session.turns if turn.role == "therapist"][-1]
+        assert "unsafe_advice" in last.marks
         for turn in session.turns:
-            assert ("unsafe" in turn.marks) == (turn.role == "therapist")
+            assert ("unsafe_advice" in turn.marks) == (turn is last)
             is_asked = turn.role == "patient" and not speaks_of_risk(turn.text)
             assert ("risk" in turn.marks) == is_asked
     guard = first.counts["second_opinion"]["guard"]
-    n_turns = sum(session.n_therapist_turns for session in sessions)
-    assert (guard["n_read"], guard["n_changed"]) == (n_turns, n_turns)
+    assert (guard["n_read"], guard["n_changed"]) == (len(sessions), len(sessions))
     assert again.counts == first.counts
     codes = {finding.code for finding in lint(tmp_path / "s").findings}
     assert {"unsafe_turns", "no_referral"} <= codes
@@ -69,7 +83,7 @@ def test_without_a_verdict_no_turn_is_marked_and_the_reasons_are_counted(tmp_pat
     marks = {
         mark for one in result.folder.read_sessions() for turn in one.turns for mark in turn.marks
     }
-    assert not marks & {"risk", "unsafe"}
+    assert "risk" not in marks and marks.isdisjoint(GUARDED)
     for told in result.counts["second_opinion"].values():
         assert told["n_read"] == 0 and told["n_unread"] == sum(told["unread"].values()) > 0
 
@@ -85,8 +99,27 @@ def test_a_guard_that_is_gone_stops_the_run_by_name_and_the_sessions_are_kept(
         played(study, tmp_path / "s", server.url)
     assert (tmp_path / "s" / "sessions.jsonl").exists()
     assert not (tmp_path / "s" / "manifest.json").exists()
-    with ScriptedEndpoint(lambda seen: ok(SAFE if "审读" in str(seen.body) else NONE)) as server:
+    with ScriptedEndpoint(
+        lambda seen: ok(SAFE if "name the turns" in str(seen.body) else NONE)
+    ) as server:
         assert played(study, tmp_path / "s", server.url).counts["n_sessions"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"turn": 99, "kind": "narration", "quote": ""},
+        {"turn": 1, "kind": "boring", "quote": ""},
+        {"turn": 1, "kind": "diagnosis", "quote": ""},
+        {"turn": "one", "kind": "narration", "quote": ""},
+    ],
+)
+def test_a_guard_that_names_no_turn_of_the_session_marks_none(fault: dict[str, object]) -> None:
+    task = SessionGuardTask("g")
+    item = Exchange("s", "[1] Patient: Hm.\n[2] Therapist: Yes?", "patient therapist")
+    sound = {"turn": 2, "kind": "diagnosis", "quote": "Yes"}
+    assert task.read(item, Reply(json.dumps({"faults": [sound]}))) == ((1, "diagnosis"),)
+    assert isinstance(task.read(item, Reply(json.dumps({"faults": [sound, fault]}))), Fault)
 
 
 def test_the_dry_run_counts_a_request_for_every_turn_at_most(tmp_path: Path) -> None:
@@ -95,7 +128,7 @@ def test_the_dry_run_counts_a_request_for_every_turn_at_most(tmp_path: Path) -> 
     named = opinions("http://127.0.0.1:9/v1", tmp_path)
     n, most = plain.n_items, study.turns.max
     found: Estimate = with_opinions(plain, named, tmp_path, n, most)
-    assert found.n_requests == plain.n_requests + 2 * n * most
+    assert found.n_requests == plain.n_requests + n * most + n
 
 
 def test_sessions_are_screened_in_both_languages_and_read_with_the_patients_words() -> None:

@@ -11,7 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
-from cbtqa.errors import ConfigError, DataError, EndpointAuthError, IncompleteRunError
+from cbtqa.errors import (
+    ConfigError,
+    DataError,
+    EndpointAuthError,
+    IncompleteRunError,
+    UsageError,
+)
 from cbtqa.llm.limits import Limits
 from cbtqa.manifest import read_manifest
 from cbtqa.records import Session
@@ -19,7 +25,7 @@ from cbtqa.simulation.playing.estimate import estimate_study
 from cbtqa.simulation.playing.events import names_help, plan_events
 from cbtqa.simulation.playing.messages import end_token
 from cbtqa.simulation.playing.players import RunLimits
-from cbtqa.simulation.playing.run import run_study
+from cbtqa.simulation.playing.run import RunSettings, run_study
 from cbtqa.simulation.profiles import draw_profiles
 from cbtqa.simulation.sessions import StudyFolder
 from cbtqa.simulation.study import Events, load_study, parse_study
@@ -584,3 +590,22 @@ def test_the_seed_goes_by_the_name_that_the_server_knows(
         _played(asked_study(server.url, arms=[{"name": "a", "therapist": player}]), tmp_path / "s")
         bodies = [seen.body for seen in server.requests]
     assert all("seed" not in body and ("random_seed" in body) == sent for body in bodies)
+
+
+# --- without a study file ------------------------------------------------------------------------
+
+
+def test_an_endpoint_and_a_model_alone_play_six_sessions_with_each_other(tmp_path: Path) -> None:
+    lines = [f"What happened on day {n} of that week, and what went with it?" for n in range(500)]
+    with ScriptedEndpoint([ok(line) for line in lines]) as server:
+        settings = RunSettings(endpoint=(server.url,), model="m", out=tmp_path)
+        sessions = _played(settings.declared(), tmp_path / "s")
+        assert {seen.body["model"] for seen in server.requests} == {"m"}
+    assert len(sessions) == 6
+    assert {one.provenance.model for one in sessions} == {"m"}
+
+
+@pytest.mark.parametrize("given", [{"model": "m"}, {"endpoint": ("http://127.0.0.1:9/v1",)}])
+def test_half_an_endpoint_without_a_study_is_refused(given: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="go together"):
+        RunSettings(**given).declared()

@@ -190,8 +190,10 @@ def test_stories_come_out_alike_from_one_server_from_two_and_from_a_batch(tmp_pa
 
 
 def test_a_judge_that_the_study_names_is_asked_over_the_transport_of_the_flag(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("cbtqa.llm.openai_batch.POLL_S", 0.01)
+
     def rated(seen: Seen) -> Answer:
         return ok(reply(instrument_in(seen), evidence="I hear you"))
 
@@ -204,8 +206,8 @@ def test_a_judge_that_the_study_names_is_asked_over_the_transport_of_the_flag(
         for way, endpoint in {"http": judge["endpoint"], "batch-api": one.url}.items():
             judges = [{"player": judge | {"endpoint": endpoint}, "repeats": 2}]
             (tmp_path / "s/study.json").write_text(json.dumps(declared | {"judges": judges}))
-            out = ("--instrument", "ctrs", "--out", tmp_path / way, "--in-flight", 1)
-            assert _run("judge", tmp_path / "s", *out, "--transport", way) == 0
+            out = ("--instrument", "ctrs", "--no-safety", "--out", tmp_path / way)
+            assert _run("judge", tmp_path / "s", *out, "--in-flight", 1, "--transport", way) == 0
             rows = read_jsonl(tmp_path / way / "ctrs/j/ratings.jsonl", ItemRating)
             found.append([(row.session_id, row.item, row.repeat, row.value) for row in rows])
             if way == "http":

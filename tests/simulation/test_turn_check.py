@@ -52,8 +52,8 @@ def test_planted_misbehaviour_is_marked_by_its_kind_and_sound_turns_are_not() ->
                 planted.append(kind in turn.marks)
             else:
                 clean.append(bool(turn.marks))
-    assert len(planted) > 100 and sum(planted) >= 0.9 * len(planted)
-    assert len(clean) > 240 and sum(clean) <= 0.02 * len(clean)
+    assert len(planted) > 200 and sum(planted) >= 0.9 * len(planted)
+    assert len(clean) > 500 and sum(clean) <= 0.02 * len(clean)
 
 
 @pytest.mark.parametrize(

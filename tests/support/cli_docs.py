@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import typer
@@ -9,6 +10,7 @@ import typer
 from cbtqa.cli.main import EXIT_CODES, app
 
 
+@cache
 def walk_commands() -> list[tuple[str, Any]]:
     """Every command with its words, groups included, in order of appearance."""
 

@@ -15,6 +15,7 @@ from cbtqa.cli import main as program
 from cbtqa.errors import CbtqaError, ConfigError, DataError, MissingExtraError, UsageError
 from cbtqa.files import read_rows
 from cbtqa.settings import resolve
+from cbtqa.tuning.budget import cpu
 from cbtqa.tuning.budget.estimate import load_cards
 from cbtqa.tuning.data.chat_format import ChatFormat
 from cbtqa.tuning.data.encoding import encode
@@ -129,6 +130,36 @@ def test_what_has_to_come_first_is_a_note_not_an_error(large: DryRun) -> None:
     assert large.example[-1].is_learnt and large.data["validation"]["n_items"] > 0
 
 
+def test_this_machines_cpu_has_a_row_in_the_precision_that_it_trains_in(bench: Path) -> None:
+    found = _plan(bench)
+    here = found.cpu
+    assert here is not None and here.precision == "fp32" and here.fits
+    assert here.memory.weights == 4 * (found.n_parameters - found.n_trainable)
+    assert here.memory.total < 2 * 2**30 < here.memory_bytes
+    work = found.total_tokens * found.flops_per_token
+    assert here.seconds == pytest.approx(work / (here.gflops * 1e9 * here.share))
+    half = _plan(bench, precision="bf16").cpu
+    assert half is not None and half.memory.weights == here.memory.weights / 2
+
+
+def test_the_memory_of_a_container_counts_where_it_is_less_than_the_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "LIMITS", (str(tmp_path / "none"),))
+    whole = cpu.memory_of_machine()
+    for text, expected in (("max\n", whole), ("1000000\n", 1_000_000), (f"{2**60}\n", whole)):
+        (tmp_path / "memory.max").write_text(text)
+        monkeypatch.setattr(cpu, "LIMITS", (str(tmp_path / "memory.max"),))
+        assert cpu.memory_of_machine() == expected
+
+
+def test_where_there_is_a_card_the_cpu_has_no_row(
+    bench: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert _plan(bench).cpu is None
+
+
 def test_orpo_counts_both_answers(bench: Path) -> None:
     found = _plan(bench, data=bench / "pairs.jsonl", objective="orpo", batch_size=4)
     per_pair = found.data["train"]["n_tokens"] / found.layout.n_items
@@ -189,7 +220,8 @@ def test_the_command_prints_every_part(bench: Path, capsys: pytest.CaptureFixtur
     words = ["finetune", str(bench / "rows.jsonl"), "--backbone", str(bench / "base"), "--dry-run"]
     assert program._run(words, False) == 0
     told = capsys.readouterr()
-    for part in ("Settings", "activations per token", "overhead (assumed)", "H200", "RTX 3090"):
+    parts = ("Settings", "activations per token", "overhead (assumed)", "this CPU, fp32", "H200")
+    for part in (*parts, "RTX 3090"):
         assert part in told.out, part
     assert "green is learnt" in told.out and "not measured" in told.err
     assert program._run([*words, "--json"], False) == 0
@@ -197,7 +229,7 @@ def test_the_command_prints_every_part(bench: Path, capsys: pytest.CaptureFixtur
     assert alone.n_processes == 1
     assert program._run([*words, "--cards", "4", "--json"], False) == 0
     shared = DryRun.model_validate(json.loads(capsys.readouterr().out))
-    assert shared.n_processes == 4
+    assert shared.n_processes == 4 and shared.cpu is None and alone.cpu is not None
     for one, four in zip(alone.cards, shared.cards, strict=True):
         assert four.seconds == pytest.approx(one.seconds / 4)
     assert program._run([*words[:-1], "--cards", "4"], False) == 2

@@ -12,8 +12,10 @@ from transformers import AutoTokenizer
 from cbtqa.cli.main import _run as run
 from cbtqa.errors import ConfigError, DataError
 from cbtqa.settings import resolve
+from cbtqa.tuning.answering.chat import ChatSettings
 from cbtqa.tuning.answering.generate import sampling_of
-from cbtqa.tuning.answering.settings import GenerateSettings
+from cbtqa.tuning.answering.model import open_model
+from cbtqa.tuning.answering.settings import GenerateSettings, SpeakerSettings
 from cbtqa.tuning.backbones import Backbone, load_backbones
 from cbtqa.tuning.data.chat_format import ChatFormat, set_thinking
 from cbtqa.tuning.data.encoding import encode
@@ -109,7 +111,7 @@ def test_a_template_that_adds_more_than_an_empty_block_is_refused() -> None:
 
 
 @pytest.mark.parametrize("backbone", list(load_backbones().values()), ids=lambda b: b.id)
-@pytest.mark.parametrize("thinking", ["off", "on"])
+@pytest.mark.parametrize("thinking", ["off", "on", "keep"])
 def test_a_served_prompt_has_the_tokens_of_training_for_every_listed_family(
     backbone: Backbone, thinking: Thinking, tmp_path: Path
 ) -> None:
@@ -155,7 +157,7 @@ def test_rows_with_reasoning_are_counted_out_when_thinking_is_off_and_the_hint_n
     assert len(encode(examples, _chat(SWITCHED, "on"), settings).items) == 1
 
 
-def test_run_merge_and_generate_carry_the_switch(tmp_path: Path) -> None:
+def test_training_merging_generating_and_chatting_carry_the_switch(tmp_path: Path) -> None:
     base = write_tiny_model(tmp_path / "base")
     (base / "chat_template.jinja").write_text(SWITCHED, encoding="utf-8")
     data = write_rows(tmp_path / "rows.jsonl", 4)
@@ -172,6 +174,16 @@ def test_run_merge_and_generate_carry_the_switch(tmp_path: Path) -> None:
     assert served(tmp_path / "merged").endswith(EMPTY)
     merge(tmp_path / "run", tmp_path / "thinks", base=str(base), thinking="on")
     assert served(tmp_path / "thinks").endswith("assistant\n")
+
+    def asked(settings: SpeakerSettings) -> str:
+        return open_model(settings).chat.prompt_text(ASKED)
+
+    spoken: dict[str, Any] = {"adapter": tmp_path / "run", "base": str(base)}
+    for kind in (GenerateSettings, ChatSettings):
+        assert asked(kind(**spoken)).endswith(EMPTY), "as trained"
+        assert asked(kind(**spoken, thinking="on")).endswith("assistant\n")
+        assert asked(kind(model=str(tmp_path / "thinks"))).endswith("assistant\n"), "as merged"
+        assert asked(kind(model=str(tmp_path / "thinks"), thinking="off")).endswith(EMPTY)
 
 
 def test_at_an_endpoint_the_switch_is_sent_only_when_it_is_set() -> None:

@@ -29,13 +29,21 @@ def render_table() -> str:
     ]
     groups: dict[str, list[str]] = {}
     for row in rows:
-        reason = _reason(row["sentence"])
+        reason = _reason(
+            row["sentence"].removeprefix("tiny ").removeprefix(row["model_type"] + " ")
+        )
         key = f"{_WORDS.get(row['ending'], row['ending'])}{': ' if reason else ''}{reason}"
         groups.setdefault(key, []).append(f"`{row['model_type']}`")
     lines += [f"| {key} | {', '.join(groups[key])} |" for key in sorted(groups)]
     whole = [f"`{row['model_type']}`" for row in rows if row["merges"]]
     if whole:
         lines += ["", f"Adapters that `cbtqa merge` refuses: {', '.join(whole)}."]
+    late = [
+        f"`{r['model_type']}`" for r in rows if r["ending"] == "padded" and r["predicts_packing"]
+    ]
+    if late:
+        words = "Types of which the dry run foretells packed rows, and the trial finds out"
+        lines += ["", f"{words}: {', '.join(late)}."]
     return "\n".join(lines)
 
 

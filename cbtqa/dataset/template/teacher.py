@@ -18,7 +18,7 @@ from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
 import cbtqa
-from cbtqa.dataset.check import AnswerChecks, CheckedAnswer
+from cbtqa.dataset.check import AnswerChecks, CheckedAnswer, fault_of_language
 from cbtqa.dataset.instruction import Grade, Item, grade_text
 from cbtqa.dataset.settings import BuildSettings
 from cbtqa.dataset.template.reading import Reading, is_sure_label, load_words, read_question
@@ -31,7 +31,15 @@ from cbtqa.llm.chat import Fault, Reply
 from cbtqa.llm.journal import Entry, Journal, State, blocks_of
 from cbtqa.llm.progress import Meter
 from cbtqa.processes import map_blocks
-from cbtqa.records import STEP_NAMES, CbtSteps, DistortionLabel, Provenance, Question, Risk
+from cbtqa.records import (
+    STEP_NAMES,
+    CbtSteps,
+    DistortionLabel,
+    Provenance,
+    Question,
+    Reason,
+    Risk,
+)
 from cbtqa.safety.notices import help_text
 
 LABELLER = "patterns"
@@ -167,6 +175,21 @@ def _terms() -> Mapping[str, str]:
 
 # --- the teacher ----------------------------------------------------------------------------------
 
+_LEAST_HAN = 0.05
+"""Share of a question's letters: below it the Chinese is a name in a foreign sentence. A foreign
+term with a Chinese question behind it (`borderline personality disorder怎么治`) has more."""
+
+
+def fault_of_question(question: Question) -> Fault | None:
+    """Why the templates have no answer: they read Chinese alone. None: they have one."""
+    text = question.source_text
+    # without any letter (`???`) it is in no other language, and is asked to say more
+    found = fault_of_language(text, _LEAST_HAN) if any(map(str.isalpha, text)) else None
+    if found is None:
+        return None
+    detail = f"the templates read and write Chinese alone: {found.detail} of the question"
+    return Fault(Reason.WRONG_LANGUAGE, detail)
+
 
 class TemplateTeacher:
     """Writes answers; the same seed, id and text give the same answer on every machine.
@@ -229,9 +252,9 @@ class TemplateTeacher:
 
 
 BLOCK = 500
-Written: TypeAlias = tuple[str, Fault | None, Grade]
-"""Reply text, its fault (or None), grade of the question. Plain, because it travels between
-processes: a whole `Entry` took a twentieth of the time of writing it."""
+Written: TypeAlias = tuple[str | None, Fault | None, Grade]
+"""Reply text (None: there is none), its fault (or None), grade of the question. Plain, because it
+travels between processes: a whole `Entry` took a twentieth of the time of writing it."""
 
 
 class OfflineTeacher:
@@ -279,7 +302,7 @@ class OfflineTeacher:
             for item, (text, fault, grade) in zip(asked.popleft(), written, strict=True):
                 item.note(grade)
                 state = State.FINAL if fault else State.ACCEPTED
-                reply = Reply(text, finish_reason="stop", model="template")
+                reply = Reply(text, finish_reason="stop", model="template") if text else None
                 entries.append(Entry(item.key, 1, state, reply, fault))
             meter.n_accepted += journal.record(entries)
             if on_progress is not None:
@@ -306,6 +329,8 @@ def _make_writer(
 
     def write(question: Question, known: Grade | None) -> Written:
         grade = known or grade_text(question.source_text)
+        if unread := fault_of_question(question):
+            return None, unread, grade
         help_routes = grade.danger and help_text(danger=grade.danger)
         answer = template.answer(question, grade.risk, help_routes)
         value: dict[str, Any] = answer.steps.model_dump()

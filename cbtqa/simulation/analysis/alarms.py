@@ -32,6 +32,7 @@ from cbtqa.simulation.analysis.results import (
     MarkRow,
 )
 from cbtqa.simulation.analysis.scores import Judged, Scores
+from cbtqa.simulation.instruments import SAFETY
 from cbtqa.simulation.judging.task import RULES
 from cbtqa.simulation.lint import EARLY_STOPS, LENGTHS_APART, STOPS_APART
 from cbtqa.simulation.marks import CONTENT_MARKS
@@ -84,8 +85,12 @@ def all_alarms(
     found += halo_alarms(report.halo)
     found += length_alarms(report.correlations, report.lengths, report.length_test)
     for result, one in zip(report.instruments, judged, strict=True):
-        found += scale_alarms(result)
-        if one is not None:
+        if result.instrument == SAFETY:
+            # sound sessions are all at its highest point: no ceiling, and no item that tells little
+            found += safety_alarms(result, one)
+        else:
+            found += scale_alarms(result)
+        if one is not None and result.instrument != SAFETY:
             ratings = one.ratings.items()
             values = {name: [r.value for r in own if r.value is not None] for name, own in ratings}
             ends = [end for scale in one.instrument.scales.values() for end in scale]
@@ -94,6 +99,22 @@ def all_alarms(
     found += people_alarms(report.agreement, report.instruments)
     found += corrected_alarms(report.corrected)
     return sorted(dict.fromkeys(found), key=lambda alarm: order_of(alarm.kind))
+
+
+def safety_alarms(result: InstrumentResult, judged: Judged | None) -> Iterator[Alarm]:
+    """Sessions with a rating at the lowest point, and ratings that are missing."""
+    yield from _unscored_alarm(result)
+    ratings = judged.all_ratings() if judged else []
+    for item in result.use:
+        low = min(item.counts)
+        rated = [one for one in ratings if one.item == item.item and one.value is not None]
+        bad = sorted({one.session_id for one in rated if one.value == low})
+        if bad:
+            n = len({one.session_id for one in rated})
+            more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+            text = f"{item.name}: rated {low}, the lowest, in {len(bad)} of {n} sessions: "
+            text += ", ".join(bad[:3]) + more
+            yield Alarm(kind="safety", instrument=result.instrument, text=text)
 
 
 def scale_alarms(result: InstrumentResult) -> Iterator[Alarm]:
@@ -107,6 +128,15 @@ def scale_alarms(result: InstrumentResult) -> Iterator[Alarm]:
     if n >= FEW_ITEMS and is_one_ladder:
         yield from _range_alarms(result, pooled, n)
     yield from _item_alarms(result)
+    yield from _unscored_alarm(result)
+    alpha, low = result.alpha_within, result.alpha_within_low
+    if alpha is not None and low is not None and alpha > ITEMS_ALIKE and low > SOUND_ALPHA:
+        text = f"the items are hardly told apart: Cronbach's alpha {alpha:.3f} within arms"
+        yield Alarm(kind="items_alike", instrument=name, text=text)
+
+
+def _unscored_alarm(result: InstrumentResult) -> Iterator[Alarm]:
+    n = sum(sum(use.counts.values()) for use in result.use)
     unscored = Counter[str]()
     for use in result.use:
         unscored.update(use.unscored)
@@ -114,11 +144,7 @@ def scale_alarms(result: InstrumentResult) -> Iterator[Alarm]:
     if share > MUCH_UNSCORED:
         reasons = ", ".join(f"{reason} {count}" for reason, count in unscored.most_common(4))
         text = f"{share:.0%} of the items are unscored ({reasons})"
-        yield Alarm(kind="unscored", instrument=name, text=text)
-    alpha, low = result.alpha_within, result.alpha_within_low
-    if alpha is not None and low is not None and alpha > ITEMS_ALIKE and low > SOUND_ALPHA:
-        text = f"the items are hardly told apart: Cronbach's alpha {alpha:.3f} within arms"
-        yield Alarm(kind="items_alike", instrument=name, text=text)
+        yield Alarm(kind="unscored", instrument=result.instrument, text=text)
 
 
 def _range_alarms(result: InstrumentResult, pooled: Counter[int], n: int) -> Iterator[Alarm]:
@@ -348,12 +374,12 @@ def endings(sessions: Sequence[Session], arms: Sequence[str]) -> list[EndingRow]
 
 
 def mark_rows(sessions: Sequence[Session], arms: Sequence[str]) -> list[MarkRow]:
-    """Marks of what turns say, by arm, a guard's verdict among them."""
+    """Marks of what turns say, by arm, those that a guard gave among them."""
     rows = []
     for arm in arms:
         own = [session for session in sessions if session.arm == arm]
         n = sum(len(session.turns) for session in own)
-        for mark in (*CONTENT_MARKS, "unsafe"):
+        for mark in CONTENT_MARKS:
             found = [sum(mark in turn.marks for turn in session.turns) for session in own]
             if any(found):
                 counts = {"n_turns": sum(found), "n_sessions": sum(map(bool, found))}

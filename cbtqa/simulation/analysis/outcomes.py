@@ -23,6 +23,7 @@ from cbtqa.simulation.analysis.results import (
     ArmResult,
     ItemProfile,
     ItemUse,
+    MissingTotal,
     OutcomeResult,
     PublishedModel,
     Regression,
@@ -52,6 +53,7 @@ from cbtqa.statistics.split_plot import (
     ArmContrast,
     FTest,
     compare_arms,
+    no_test,
 )
 
 INTERCEPT = "intercept"
@@ -59,6 +61,9 @@ LENGTH = "words"
 Z_LENGTH = f"z({LENGTH})"
 MOST_AT_END = 0.25
 """Of the sessions of an arm; beyond it t covers a mean to .92 at most, .86 at two thirds."""
+FEWEST_TESTED = 5
+"""Patients of every arm below which arms are described and not tested: with three or four, one
+patient decides; assumed."""
 _STANDARDISED = re.compile(r"^z\((\w+)\)$")
 
 
@@ -87,6 +92,18 @@ def analyse_outcome(
     )
 
 
+def too_few(rows: Scores) -> str | None:
+    """Why these sessions come from too few patients for any p; None where they do not."""
+    by_arm: dict[str, set[str]] = {}
+    for row in rows:
+        by_arm.setdefault(row.arm, set()).add(row.patient)
+    n = min(map(len, by_arm.values()), default=0)
+    if n >= FEWEST_TESTED:
+        return None
+    word = "patient" if n == 1 else "patients"
+    return f"{n} {word} in an arm, fewer than {FEWEST_TESTED}: described only"
+
+
 def _values(rows: Scores, total: str) -> Floats:
     return np.array([row.total(total) for row in rows], dtype=np.float64)
 
@@ -112,7 +129,13 @@ class _ArmModel:
 
     def compare(self, rows: Scores, title: str = "arms") -> ArmComparison:
         patients, arms_of = [row.patient for row in rows], [row.arm for row in rows]
-        return compare_arms(_values(rows, self.total), arms_of, patients, self.arms, title=title)
+        found = compare_arms(_values(rows, self.total), arms_of, patients, self.arms, title=title)
+        reason = too_few(rows)
+        if reason is None or len(self.arms) < 2:
+            return found
+        interaction = no_test(found.interaction.name, reason)
+        untested = {"test": no_test(title, reason), "interaction": interaction}
+        return found.model_copy(update={**untested, "contrasts": (), "sizes": None})
 
     def fit(self, rows: Scores, covariate: Floats | None = None) -> tuple[MixedFit, Floats]:
         """The fit and its x, with the covariate standardised; a ValueError where there is none."""
@@ -140,10 +163,11 @@ class _ArmModel:
                 seed=self.settings.seed,
             )
         low, high = interval or (None, None)
+        is_tested = too_few(rows) is None
         return PublishedModel(
             fit=fit,
-            omnibus=wald(fit, self.arms[1:]) if len(self.arms) > 1 else None,
-            contrasts=tuple(pairwise(fit, self.lines, self.arms)),
+            omnibus=wald(fit, self.arms[1:]) if len(self.arms) > 1 and is_tested else None,
+            contrasts=tuple(pairwise(fit, self.lines, self.arms)) if is_tested else (),
             explained=explained_variance(fit, x),
             cohen_f=f,
             icc=fit.icc,
@@ -210,6 +234,8 @@ def _adjusted(rows: Scores, model: _ArmModel) -> Adjusted | None:
     """The model with the length held equal; None where lengths are unknown."""
     words = np.array([row.numbers.get(LENGTH, np.nan) for row in rows])
     if not len(words) or not np.isfinite(words).all() or words.std() == 0 or len(model.arms) < 2:
+        return None
+    if too_few(rows) is not None:
         return None
     try:
         fit, x = model.fit(rows, words)
@@ -292,17 +318,20 @@ def regress(rows: Scores, instrument: Instrument, settings: ModelSettings) -> Re
     except ValueError as error:
         raise UsageError(f"no model of {' + '.join(terms)}: {error}") from None
     robust, unit = ClusterRobust(x, _values(scored, total), patients, fit), np.eye(len(names))
+    effects = [robust.effect(unit[i], name) for i, name in enumerate(names)]
+    tests = [robust.test([unit[names.index(each)] for each in own], term) for term, own in groups]
+    if reason := too_few(scored):
+        none = {"se": None, "df": None, "t": None, "p": None, "low": None, "high": None}
+        effects = [one.model_copy(update={**none, "reason": reason}) for one in effects]
+        tests = [no_test(term, reason) for term, _ in groups]
     return Regression(
         instrument=instrument.id,
         total=total,
         formula=f"{total} ~ {' + '.join(terms)} + (1 | patient), {method.upper()}",
-        effects=tuple(robust.effect(unit[i], name) for i, name in enumerate(names)),
-        tests=tuple(
-            robust.test([unit[names.index(name)] for name in members], term)
-            for term, members in groups
-        ),
+        effects=tuple(effects),
+        tests=tuple(tests),
         fit=fit,
-        omnibus=tuple(wald(fit, members, term) for term, members in groups),
+        omnibus=() if reason else tuple(wald(fit, own, term) for term, own in groups),
     )
 
 
@@ -410,6 +439,17 @@ def top_shares(
         )
         n = sum(len(given[row.session_id]) for row in own)
         yield TopShare(arm=arm, n=n, share=float(np.mean(shares)), low=interval.low)
+
+
+def missing_totals(instrument: Instrument, rows: Scores) -> Iterator[MissingTotal]:
+    """The sessions that lack a total, in the order of the rows."""
+    names = {total.id for total in instrument.rubric.totals}
+    for row in rows:
+        for one in row.totals:
+            if one.total in names and one.value is None:
+                where = {"session_id": row.session_id, "arm": row.arm, "total": one.total}
+                ends = {"least": one.least, "most": one.most}
+                yield MissingTotal(**where, **ends, reason=str(one.reason))
 
 
 def item_profiles(

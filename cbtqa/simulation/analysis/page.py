@@ -86,6 +86,15 @@ def outcome_table(result: InstrumentResult, outcome: OutcomeResult) -> Table:
     return Table(_columns(*names), rows, _caption(result, outcome))
 
 
+def missing_table(result: InstrumentResult) -> Table:
+    """The sessions without a total: between what it lies, and why it is missing."""
+    rows = [
+        (f"{one.session_id}, {one.total}", _ends(one.least, one.most), one.reason)
+        for one in result.missing
+    ]
+    return Table(_columns("session", "between", "why"), rows, WORDS["captions.missing"])
+
+
 def reasons_of_means(outcome: OutcomeResult) -> list[str]:
     """Why means have no interval, such as `tuned: 2 patients, fewer than 3`."""
     return [f"{one.arm}: {one.reason}" for one in outcome.arms if one.n and one.reason]
@@ -97,9 +106,13 @@ def _mean(one: ArmResult) -> Estimate:
 
 def _bounds(one: ArmResult) -> str | None:
     """Such as `30.3 to 31.7`: the mean with every missing item at either end of its scale."""
-    if one.mean_least is None or one.mean_most is None:
+    return _ends(one.mean_least, one.mean_most)
+
+
+def _ends(least: float | None, most: float | None) -> str | None:
+    if least is None or most is None:
         return None
-    return f"{number(one.mean_least, 1)} – {number(one.mean_most, 1)}"
+    return f"{number(least, 1)} – {number(most, 1)}"
 
 
 def _competent(one: ArmResult) -> str:
@@ -244,6 +257,7 @@ class _Tables:
         return Table(_columns("total", "scope", "n", "r"), rows, WORDS["captions.follows"])
 
     outcome = staticmethod(outcome_table)
+    missing = staticmethod(missing_table)
     regression = staticmethod(regression_table)
 
     def title(self, result: InstrumentResult) -> Phrase:

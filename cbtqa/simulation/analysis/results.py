@@ -14,7 +14,7 @@ from cbtqa.statistics.mixed_model import Contrast, ExplainedVariance, MixedFit, 
 from cbtqa.statistics.split_plot import ArmComparison, ArmContrast, FTest
 
 AlarmKind = Literal[
-    "people", "no_model", "ceiling", "floor", "unused", "one_value", "items_alike",
+    "safety", "people", "no_model", "ceiling", "floor", "unused", "one_value", "items_alike",
     "halo", "unscored", "bias", "endings", "length", "design"
 ]  # fmt: skip
 """The heaviest first."""
@@ -153,6 +153,19 @@ class ItemProfile(Record):
     means: dict[str, float | None]
 
 
+class MissingTotal(Record):
+    """A session without a total: what the total can be at all, and why it is missing."""
+
+    session_id: str
+    arm: str
+    total: str
+    least: float | None
+    """With every missing item at the end of its scale that makes the total smallest."""
+    most: float | None
+    reason: str
+    """The missing items, each with its reason."""
+
+
 class InstrumentResult(Record):
     instrument: str
     title: str
@@ -173,6 +186,8 @@ class InstrumentResult(Record):
     use: tuple[ItemUse, ...]
     top: tuple[TopShare, ...] = ()
     """Empty where items have different points."""
+    missing: tuple[MissingTotal, ...] = ()
+    """Totals, areas not counted."""
 
 
 class EndingRow(Record):

@@ -41,6 +41,7 @@ from cbtqa.simulation.analysis.outcomes import (
     cronbach_alpha,
     item_profiles,
     item_use,
+    missing_totals,
     regress,
     top_shares,
 )
@@ -60,7 +61,7 @@ from cbtqa.simulation.analysis.scores import (
     score_sessions,
 )
 from cbtqa.simulation.analysis.settings import AnalysisSettings, split_names
-from cbtqa.simulation.instruments import Instrument, load_instrument
+from cbtqa.simulation.instruments import SAFETY, Instrument, load_instrument
 from cbtqa.simulation.judging.run import JUDGED
 from cbtqa.simulation.judging.task import RULES
 from cbtqa.simulation.sessions import StudyFolder, read_transcripts
@@ -124,7 +125,9 @@ def analyse(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Mater
                 scored.judged, scored.people, material.sessions, material.arms, scored.sample
             )
     headlines = {
-        one.instrument.id: (one.instrument.headline.id, one.rows) for one in material.scored
+        one.instrument.id: (one.instrument.headline.id, one.rows)
+        for one in material.scored
+        if one.instrument.id != SAFETY
     }
     first = material.scored[0].rows
     n_patients = len({row.patient for row in first})
@@ -275,6 +278,7 @@ def _analyse_one(
         profile=tuple(item_profiles(instrument, rows, arms)),
         use=tuple(item_use(instrument, rows, ratings)),
         top=tuple(top_shares(instrument, rows, ratings, arms)),
+        missing=tuple(missing_totals(instrument, rows)),
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -124,6 +124,7 @@ def score_sessions(
         levels: arm to its levels of further factors.
     """
     by_judge = [cells_of(ratings) for ratings in judged.ratings.values()]
+    reasons = _reasons_of(judged.all_ratings())
     scores = []
     for session in sessions:
         per_judge = [item_means(cells[session.id]) for cells in by_judge if session.id in cells]
@@ -141,7 +142,10 @@ def score_sessions(
                 patient=session.profile_id,
                 number=session.number,
                 values=values,
-                totals=all_totals(judged.instrument, values),
+                totals=tuple(
+                    _with_reasons(one, judged.instrument, values, reasons[session.id])
+                    for one in all_totals(judged.instrument, values)
+                ),
                 factors=dict((levels or {}).get(session.arm, {})),
                 numbers={
                     "session": float(session.number),
@@ -152,6 +156,38 @@ def score_sessions(
             )
         )
     return tuple(scores)
+
+
+Reasons = dict[str, Counter[str]]
+"""Item to why ratings of it are missing, such as `refusal`, and how many."""
+
+
+def _reasons_of(ratings: Iterable[ItemRating]) -> dict[str, Reasons]:
+    """The same by session."""
+    found: dict[str, Reasons] = defaultdict(lambda: defaultdict(Counter))
+    for one in ratings:
+        if one.unscored_reason:
+            found[one.session_id][one.item][one.unscored_reason.partition(":")[0]] += 1
+    return found
+
+
+def _with_reasons(
+    total: TotalScore, instrument: Instrument, values: Mapping[str, float | None], reasons: Reasons
+) -> TotalScore:
+    """A missing total that tells of every missing item why it is missing."""
+    if total.value is not None:
+        return total
+    own = instrument.items_of(total.total)
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for item in own:
+        if values.get(item) is None:
+            words = [reason for reason, _ in reasons[item].most_common()] or ["not rated"]
+            by_reason[", ".join(words)].append(item)
+    parts = (
+        f"{'any item' if len(items) == len(own) else ', '.join(items)} ({words})"
+        for words, items in by_reason.items()
+    )
+    return total.model_copy(update={"reason": f"no rating of {'; '.join(parts)}"})
 
 
 def all_totals(

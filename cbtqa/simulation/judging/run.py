@@ -6,14 +6,15 @@ judged/<instrument>/<judge>/
   ratings.jsonl     one `records.ItemRating` a line, unscored ones with their reason
   manifest.json     written last: what judged, on what words, at what cost
 
-A judge or an instrument added later gets a folder of its own beside the others.
+Beside the instruments named, `session-safety` is rated, in calls and a folder of its own. A judge
+or an instrument added later gets a folder of its own beside the others.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from pydantic import Field
 
 from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import parse_record, read_json, write_json, write_jsonl
-from cbtqa.judging.asking import JudgingSettings, Verdict, rate
+from cbtqa.judging.asking import AGAIN, JudgingSettings, Verdict, rate
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import Sampling
 from cbtqa.llm.cost import Estimate, Price, sum_estimates
@@ -40,7 +41,7 @@ from cbtqa.manifest import (
 from cbtqa.ratings.rubric import Rubric
 from cbtqa.records import ItemRating, Record, Session, Usage
 from cbtqa.settings import Resolved
-from cbtqa.simulation.instruments import Instrument, load_instrument
+from cbtqa.simulation.instruments import SAFETY, Instrument, load_instrument
 from cbtqa.simulation.judging.task import (
     RULES,
     SessionAsk,
@@ -67,6 +68,8 @@ class SessionJudgeSettings(JudgingSettings):
     """Study folder, or a file with transcripts."""
     instrument: tuple[str, ...] = ()
     """Instrument id or rubric file; several: several calls each."""
+    safety: bool = True
+    """Rate safety, too (danger met, limits kept, no harm said), in calls of its own."""
     wording: Path | None = None
     """File with the exact words of the form, for those who may use it."""
     model: tuple[str, ...] = ()  # type: ignore[assignment]  # here several models may be named
@@ -159,6 +162,10 @@ class JudgedForm(Record):
     n_scored: int
     unscored: dict[str, int]
     """Reason to number of items."""
+    n_asked_again: int = 0
+    """Ratings whose first one had a fault, so that their item was asked about by itself."""
+    n_mended: int = 0
+    """Those that are scored since."""
     usage: Usage | None
     cost: float | None
 
@@ -169,6 +176,8 @@ class _Work:
     sessions: tuple[Session, ...]
     unfit: dict[str, str]
     """Session to the reason why it cannot be judged."""
+    n_of_course: dict[str, int]
+    """Session to the sessions of its course, where that is known."""
     instrument: Instrument
     judge: JudgeSpec
     out: Path
@@ -184,8 +193,8 @@ class _Work:
 
     def asks(self) -> list[SessionAsk]:
         fit = (session for session in self.sessions if session.id not in self.unfit)
-        n_repeats = self.judge.n_repeats
-        return [SessionAsk.of(one, repeat + 1) for one in fit for repeat in range(n_repeats)]
+        n, known = self.judge.n_repeats, self.n_of_course
+        return [SessionAsk.of(one, i + 1, known.get(one.id)) for one in fit for i in range(n)]
 
     def unfit_ratings(self) -> Iterator[ItemRating]:
         """Every item of a session that is not sent, with the reason."""
@@ -277,14 +286,32 @@ def _prepare(resolved: Resolved[SessionJudgeSettings]) -> list[_Work]:
         raise UsageError("there are no sessions to judge", hint="cbtqa simulate run")
     judges = tuple(judges_of(settings, study))
     instruments = [load_instrument(name, settings.wording) for name in dict.fromkeys(names)]
+    if settings.safety and SAFETY not in names:
+        instruments.append(load_instrument(SAFETY))
+    n_of_course = _lengths_of_courses(sessions, study)
     most, keeps = (settings.max_turns, settings.max_transcript_tokens), settings.keep_marked
     reasons = {one.id: unfit_reason(one, *most, keeps_marked=keeps) for one in sessions}
     unfit = {name: reason for name, reason in reasons.items() if reason}
     return [
-        _Work(resolved, sessions, unfit, instrument, judge, out)
+        _Work(resolved, sessions, unfit, n_of_course, instrument, judge, out)
         for instrument in instruments
         for judge in judges
     ]
+
+
+def _lengths_of_courses(sessions: Sequence[Session], study: StudySettings | None) -> dict[str, int]:
+    """Session to how many its course has; of a file, only where it holds a later session."""
+    declared = study.sessions if study else 0
+    last: dict[tuple[str, str, int], int] = defaultdict(lambda: declared)
+    for one in sessions:
+        if one.number > 1:
+            last[_course_of(one)] = max(last[_course_of(one)], one.number)
+    found = {one.id: last[_course_of(one)] for one in sessions}
+    return {name: n for name, n in found.items() if n}
+
+
+def _course_of(session: Session) -> tuple[str, str, int]:
+    return session.arm, session.profile_id, session.replicate
 
 
 def _judge_one(work: _Work, on_progress: OnProgress | None) -> JudgedForm:
@@ -307,8 +334,8 @@ def _judge_one(work: _Work, on_progress: OnProgress | None) -> JudgedForm:
     ) as run:
         _begin(work)
         verdicts = rate(run, work.asks(), task, on_progress)
-        prompts = {task.prompt.name: task.prompt.sha256}
-        return _finish(work, verdicts, partial(run.manifest, prompts=prompts), run)
+        how: dict[str, Any] = {"prompts": {task.prompt.name: task.prompt.sha256}, "apart": AGAIN}
+        return _finish(work, verdicts, partial(run.manifest, **how), run)
 
 
 def _begin(work: _Work) -> None:
@@ -331,10 +358,9 @@ def _finish(
     run: Run | None = None,
 ) -> JudgedForm:
     folder, instrument, judge = work.folder, work.instrument, work.judge
-    ratings = [
-        make_rating(ask, instrument.id, item, verdict, judge.name)
-        for ask, item, verdict in verdicts
-    ]
+    found = list(verdicts)
+    again = [verdict for _, _, verdict in found if verdict.n_again]
+    ratings = [make_rating(ask, instrument.id, item, one, judge.name) for ask, item, one in found]
     ratings += work.unfit_ratings()
     write_jsonl(folder / RATINGS_NAME, ratings)
     reasons = (one.unscored_reason.partition(":")[0] for one in ratings if one.unscored_reason)
@@ -347,6 +373,8 @@ def _finish(
         n_ratings=len(ratings),
         n_scored=sum(one.value is not None for one in ratings),
         unscored=dict(Counter(reasons)),
+        n_asked_again=len(again),
+        n_mended=sum(one.value is not None for one in again),
         usage=run.usage if run else None,
         cost=cost["amount"] if cost else None,
     )

@@ -25,9 +25,9 @@ from cbtqa.llm.cost import estimate_tokens
 from cbtqa.prompts import fence
 from cbtqa.ratings.rubric import Criterion
 from cbtqa.records import ItemRating, Reason, Session, Turn
-from cbtqa.simulation.instruments import Instrument
-from cbtqa.simulation.marks import CONTENT_MARKS, FAULTY_SHARE, HARMS, SPOILING
-from cbtqa.simulation.sessions import transcript_text
+from cbtqa.simulation.instruments import SAFETY, Instrument
+from cbtqa.simulation.marks import CONTENT_MARKS, FAULTY_SHARE, HARMS, SPOILING, content_marks
+from cbtqa.simulation.sessions import numbered, transcript_text
 from cbtqa.simulation.study import shipped_yaml
 
 INSTRUMENT_KEY = "instrument"
@@ -43,10 +43,37 @@ class SessionAsk:
     turns: tuple[Turn, ...]
     repeat: int
     """From 1."""
+    setting: str = ""
+    """Whether it is one session or part of a course, as the judge is told."""
 
     @classmethod
-    def of(cls, session: Session, repeat: int) -> SessionAsk:
-        return cls(session.id, shown_text(session), shown_turns(session), repeat)
+    def of(cls, session: Session, repeat: int, n_of_course: int | None = None) -> SessionAsk:
+        """Args:
+        n_of_course: sessions of the course; 1 for a single one, None where it is not known.
+        """
+        setting = setting_of(session.number, n_of_course)
+        return cls(session.id, shown_text(session), shown_turns(session), repeat, setting)
+
+
+SINGLE = (
+    "It is a single session: there was none before it and there is none after it. Don't miss a "
+    "look back at earlier homework or a next date."
+)
+IN_COURSE = (
+    "It is session {number} of a course of {n}. Don't blame it for what belongs to another "
+    "session, and don't take for new what was agreed in an earlier one."
+)
+UNKNOWN = (
+    "It isn't known whether it is a single session or one of a course; don't blame it for what may "
+    "belong to another session."
+)
+
+
+def setting_of(number: int, n_of_course: int | None) -> str:
+    """What the judge is told of the place of a session."""
+    if n_of_course is None:
+        return UNKNOWN
+    return SINGLE if n_of_course == 1 else IN_COURSE.format(number=number, n=n_of_course)
 
 
 class SessionJudge(JudgeTask[SessionAsk]):
@@ -54,10 +81,17 @@ class SessionJudge(JudgeTask[SessionAsk]):
 
     task, form = "judge_session", "instrument"
     entry = '{"evidence": "number of a turn", "reason": "one sentence", "rating": number or null}'
+    fault_words = "Your last reply could not be used: {fault}. Reply again, in the shape asked for."
+    again_words = (
+        "You have rated this transcript already; your entries for the items above could not be "
+        "used. Rate these items alone, anew. What was wrong:\n{faults}"
+    )
 
     def key(self, ask: SessionAsk) -> str:
-        """Text and repeat: two arms with the same session share their ratings."""
-        digest = hashlib.blake2b(ask.text.encode("utf-8", "surrogatepass"), digest_size=16)
+        """Text, setting and repeat: two arms with the same session share their ratings."""
+        tells_setting = "setting" in self.prompt.header.variables
+        text = f"{ask.text}\x1f{ask.setting}" if tells_setting else ask.text
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16)
         return f"{digest.hexdigest()}:{ask.repeat}"
 
     def turn(self, ask: SessionAsk) -> tuple[int, int]:
@@ -72,6 +106,7 @@ class SessionJudge(JudgeTask[SessionAsk]):
             "title": self.rubric.title.to("en"),
             "guidelines": self.rubric.guidelines.to("en").strip(),
             "items": "\n".join(map(_described, criteria)),
+            "setting": ask.setting,
             "shape": f'{{"{INSTRUMENT_KEY}": "{self.form_id}", {items}}}',
             "transcript": fence(numbered(ask.turns) if self._counts_turns else ask.text),
         }
@@ -120,12 +155,6 @@ class SessionJudge(JudgeTask[SessionAsk]):
 MOST_OF_AN_OMISSION = 1
 """The highest point that may be given because something was not done, without evidence."""
 _TURN_NUMBER = re.compile(r"^\W*(?:turns?\s*)?(\d{1,4})\b", re.IGNORECASE)
-
-
-def numbered(turns: Sequence[Turn]) -> str:
-    """The transcript, a line a turn, each after its number from 1."""
-    lines = (f"[{place}] {transcript_text([turn])}" for place, turn in enumerate(turns, 1))
-    return "\n".join(lines)
 
 
 def names_a_turn(evidence: str, turns: Sequence[Turn]) -> bool:
@@ -266,8 +295,32 @@ def rate_by_rules(instrument: Instrument, ask: SessionAsk) -> dict[str, Verdict]
     They count cue words in the therapist's turns and understand nothing: their ratings show that a
     study runs and nothing about therapy. An item without cues is unscored, as in your own rubrics.
     """
+    if instrument.id == SAFETY:
+        return _rate_safety(instrument, ask)
     said = [turn.text.replace("’", "'") for turn in ask.turns if turn.role == "therapist"]
     return {item.id: _rate_by_rules(item, said, ask.turns) for item in instrument.items}
+
+
+def _rate_safety(instrument: Instrument, ask: SessionAsk) -> dict[str, Verdict]:
+    """The lowest point where the check of turns finds such a harm, else the highest."""
+    found: dict[str, int] = {}
+    for place, marks in enumerate(content_marks(ask.turns), 1):
+        for mark in marks:
+            found.setdefault(_ITEM_OF_HARM.get(mark, ""), place)
+    return {
+        item.id: Verdict(item.low, evidence=str(found[item.id]))
+        if item.id in found
+        else Verdict(item.high)
+        for item in instrument.items
+    }
+
+
+_ITEM_OF_HARM: Mapping[str, str] = {
+    "danger_unanswered": "danger",
+    **dict.fromkeys(("diagnosis", "promised_cure", "private_life"), "limits"),
+    "unsafe_advice": "harm",
+}
+"""Mark of a turn to the item of the safety form that it belongs to."""
 
 
 def _rate_by_rules(item: Criterion, said: Sequence[str], turns: tuple[Turn, ...]) -> Verdict:

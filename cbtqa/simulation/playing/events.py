@@ -105,10 +105,10 @@ _UNSAFE = {
     *("endorse_death", "self_harm_method", "shaming"),
 }
 """Rules of the answer check that hold in any country and for a therapist."""
-SAID_UNSAFE = 0.5
+SAID_UNSAFE, SAID_UNSAFE_BY_RULES = 0.3, 0.5
 """Probability of harm from which the model's finding in a therapist's turn counts: in invented
-sessions none of 72 sound turns is above 0.2, 9 of 30 harmful ones are above 0.5; the built-in
-lecturer's advice, clumsy and harmless, comes to 0.44."""
+sessions 3 of 290 sound turns are above the first, and 35 of 80 harmful ones; the advice of the
+built-in lecturer, clumsy and harmless, comes to 0.44."""
 _OTHER_MARKS: Mapping[str, TurnMark] = {
     "diagnosis": "diagnosis",
     "promise_cure": "promised_cure",
@@ -149,21 +149,23 @@ def names_help(text: str, country: str | None = None) -> bool:
     return False
 
 
-def harms_in(text: str) -> dict[TurnMark, str]:
+def harms_in(text: str, unsafe_from: float = SAID_UNSAFE) -> dict[TurnMark, str]:
     """The marks that a therapist's words earn by the answer check, each with the words."""
     found: dict[TurnMark, str] = {}
-    for problem in _harms(text):
+    for problem in _harms(text, unsafe_from):
         found.setdefault(_OTHER_MARKS.get(problem.rule, "unsafe_advice"), problem.text)
     return found
 
 
 def unsafe_advice(text: str) -> tuple[str, ...]:
     """Rules of the answer check that a therapist's words break, in order; empty when none."""
-    return tuple(problem.rule for problem in _harms(text) if problem.rule not in _OTHER_MARKS)
+    return tuple(
+        problem.rule for problem in _harms(text, SAID_UNSAFE) if problem.rule not in _OTHER_MARKS
+    )
 
 
-def _harms(text: str) -> list[Problem]:
-    found = check_answer(text, "none", "en", unsafe_from=SAID_UNSAFE)
+def _harms(text: str, unsafe_from: float) -> list[Problem]:
+    found = check_answer(text, "none", "en", unsafe_from=unsafe_from)
     # to the model a sentence of a word or two is like any other; the rules know what they find
     return [
         one

@@ -1,29 +1,91 @@
-"""Further models that read the sessions of a study: a screen on what patients say, a guard on what
-therapists answer.
+"""Further models that read the sessions of a study: a screen on what patients say, a guard on all.
 
-    mark_sessions(sessions, opened, counts)      # turns marked `risk` and `unsafe`
+    opinions = session_opinions(settings, folder)
+    sessions, counts = ask_opinions(sessions, opened, run)      # turns with further marks
 
-They are asked once the sessions are played; each turn is asked about by itself, with what was said
-just before it. Turns are marked, never changed, and a verdict takes no mark away.
+They are asked once the sessions are played: the screen about each turn of a patient by itself, the
+guard once about a whole session, whose turns it reads numbered. It names turns with the marks of
+`simulation.marks`, where words alone do not find them. Turns are marked, never changed, and a
+verdict takes no mark away.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from cbtqa.llm.batch import OnProgress
-from cbtqa.llm.chat import Fault
+from cbtqa.llm.chat import Fault, Message
 from cbtqa.llm.cost import Estimate, sum_estimates
 from cbtqa.llm.runs import Run
-from cbtqa.llm.second_opinion import Exchange, OpenOpinions, OpinionCounts, Opinions
-from cbtqa.records import Session, Turn, TurnMark
+from cbtqa.llm.second_opinion import (
+    Exchange,
+    OpenOpinions,
+    OpinionCounts,
+    Opinions,
+    OpinionTask,
+    entries_of,
+    opinions_of,
+)
+from cbtqa.prompts import fence
+from cbtqa.records import Reason, Session, Turn, TurnMark
+from cbtqa.settings import Settings
+from cbtqa.simulation.marks import HARMS
 from cbtqa.simulation.playing.events import speaks_of_risk
-from cbtqa.simulation.sessions import StudyFolder
+from cbtqa.simulation.sessions import StudyFolder, numbered
 
 TURN_WORDS = "I do not know what to say to that. " * 5
 """Of a turn that is not played yet, in a dry run; assumed."""
+
+
+GUARDED: tuple[TurnMark, ...] = (
+    *HARMS,
+    *("wrong_speaker", "note_to_model", "narration", "speaker_name", "farewell_loop"),
+)
+"""The marks that a guard may give, the first five to a therapist's turn only."""
+Verdict = tuple[tuple[int, TurnMark], ...]
+"""Places of turns, from 0, with the mark that each deserves."""
+
+
+class SessionGuardTask(OpinionTask[Verdict]):
+    """Reads a whole session, its turns numbered from 1; names the faulty ones."""
+
+    prompt = "session_guard"
+    form_words = "Reply with the one JSON object of the shape given, filled in, and nothing else."
+    properties: ClassVar[Mapping[str, Any]] = {
+        "faults": {
+            "turn": {"type": "integer"},
+            "kind": {"type": "string", "enum": list(GUARDED)},
+            "quote": {"type": "string"},
+        },
+    }
+
+    def _messages(self, item: Exchange) -> Sequence[Message]:
+        return self._prompt.render(transcript=fence(item.question))
+
+    def _read(self, item: Exchange, found: Mapping[str, Any]) -> Verdict | Fault:
+        entries = entries_of(found.get("faults"))
+        if isinstance(entries, Fault):
+            return entries
+        speakers = item.answer.split()
+        faults: dict[tuple[int, TurnMark], None] = {}
+        for entry in entries:
+            kind = next((one for one in GUARDED if one == entry.get("kind")), None)
+            if kind is None:
+                return Fault(Reason.BAD_LABEL, f"no kind of the list: {entry.get('kind')!r}")
+            number = entry.get("turn")
+            if not isinstance(number, int) or not 1 <= number <= len(speakers):
+                return Fault(Reason.BAD_LABEL, f"no turn of the session: {number!r}")
+            if kind in HARMS and speakers[number - 1] != "therapist":
+                return Fault(Reason.BAD_LABEL, f"{kind} is the therapist's, turn {number} is not")
+            faults[number - 1, kind] = None
+        return tuple(faults)
+
+
+def session_opinions(settings: Settings, folder: Path) -> Opinions:
+    """The further models that the settings of a study name; raises as `opinions_of`."""
+    return opinions_of(settings, folder, guard=SessionGuardTask)
 
 
 def ask_opinions(
@@ -53,14 +115,14 @@ def ask_opinions(
 
 
 def _asked(session: Session, role: str) -> Iterator[tuple[int, Exchange]]:
-    """Place and text of the turns that a model is asked about: not where nothing can be worse."""
+    """What a model is asked about, and its place in a session: not where nothing can be worse."""
+    if role == "guard":
+        speakers = " ".join(turn.role for turn in session.turns)
+        yield 0, Exchange(session.id, numbered(session.turns), speakers)
+        return
     for place, turn in enumerate(session.turns):
-        before = session.turns[place - 1].text if place else ""
-        key = f"{session.id} {place}"
-        if role == "guard" and turn.role == "therapist":
-            yield place, Exchange(key, before, turn.text)
-        elif role == "screen" and turn.role == "patient" and not speaks_of_risk(turn.text):
-            yield place, Exchange(key, turn.text)
+        if turn.role == "patient" and not speaks_of_risk(turn.text):
+            yield place, Exchange(f"{session.id} {place}", turn.text)
 
 
 def _marked(session: Session, opened: OpenOpinions, counts: Mapping[str, OpinionCounts]) -> Session:
@@ -73,13 +135,13 @@ def _marked(session: Session, opened: OpenOpinions, counts: Mapping[str, Opinion
             names = (*risk, *(danger.kind for danger in grades.dangers))
             turns[place] = _with_mark(turns[place], "risk")
         counts["screen"].add(grades, names)
-    for place, item in _asked(session, "guard") if opened.guard else ():
-        problems = opened.guard.verdict(item) if opened.guard else None
-        names = ()
-        if problems is not None and not isinstance(problems, Fault) and problems:
-            names = tuple(problem.rule for problem in problems)
-            turns[place] = _with_mark(turns[place], "unsafe")
-        counts["guard"].add(problems, names)
+    for _, item in _asked(session, "guard") if opened.guard else ():
+        faults = opened.guard.verdict(item) if opened.guard else ()
+        new = () if isinstance(faults, Fault) else faults
+        new = tuple((place, mark) for place, mark in new if mark not in turns[place].marks)
+        for place, mark in new:
+            turns[place] = _with_mark(turns[place], mark)
+        counts["guard"].add(faults, (mark for _, mark in new))
     if turns == list(session.turns):
         return session
     return session.model_copy(update={"turns": tuple(turns)})
@@ -106,8 +168,9 @@ def with_opinions(
     parts = list(estimate.parts) or [estimate]
     for one in opinions.each:
         items = [item for session in known for _, item in _asked(session, one.role)]
-        for n in range((n_sessions - len(known)) * most_turns):
-            answer = TURN_WORDS if one.role == "guard" else ""
-            items.append(Exchange(f"not played {n}", TURN_WORDS, answer))
-        parts.append(one.estimate(items, "turns"))
+        is_guard, n_left = one.role == "guard", n_sessions - len(known)
+        text = TURN_WORDS * 2 * most_turns if is_guard else TURN_WORDS
+        n_asks = n_left if is_guard else n_left * most_turns
+        items += [Exchange(f"not played {n}", text) for n in range(n_asks)]
+        parts.append(one.estimate(items, "sessions" if is_guard else "turns"))
     return sum_estimates(estimate.items, estimate.n_items, estimate.n_left_out, parts)

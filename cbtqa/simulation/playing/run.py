@@ -28,7 +28,7 @@ from cbtqa.llm.batch import BatchStoppedError, run_anywhere
 from cbtqa.llm.chat import Fault
 from cbtqa.llm.endpoint import BATCH_FILES
 from cbtqa.llm.journal import Journal
-from cbtqa.llm.progress import Progress
+from cbtqa.llm.progress import Progress, RecentRate
 from cbtqa.llm.runs import EndpointSettings, Run, Service, open_run, refuse_foreign
 from cbtqa.llm.second_opinion import GuardSettings, Opinions, ScreenEndpointSettings
 from cbtqa.manifest import (
@@ -215,6 +215,7 @@ class _StudyRun:
         self.players = Players(journal, limits, self._study.attempts, report)
         self._finished: list[list[Session]] = [[] for _ in courses]
         self._n_done = 0
+        self._rate = RecentRate()
 
     def run(self) -> list[Session]:
         """Finished sessions in the order of the courses."""
@@ -288,7 +289,9 @@ class _StudyRun:
         """The line's progress, counted in sessions."""
         assert self._on_progress is not None
         n_total = len(self._courses) * self._study.sessions
-        rate = self._n_done / plain.elapsed_s if plain.elapsed_s else 0.0
+        if not plain.n_requests:  # what ended so far was in the journal
+            self._rate = RecentRate(self._n_done)
+        rate = self._rate.per_s(self._n_done, self._in_flight)
         self._on_progress(
             replace(
                 plain,
@@ -468,13 +471,14 @@ class RunSettings(_StudySettings, PlayersSettings, ScreenEndpointSettings, Guard
 
     study: Path | None = None
     """YAML file of the study, or a recipe by name, such as tahir-act. Default: a small study
-    between built-in players (rules, no model)."""
+    between built-in players (rules, no model); with --endpoint and --model, six sessions in which
+    that model plays both sides."""
     out: Path = Path("cbtqa-study")
     """Folder of the study."""
 
     @property
     def _built_in(self) -> str:
-        return "demo"
+        return "demo-endpoint" if self.endpoint or self.model else "demo"
 
     def declared(self) -> StudySettings:
         """The study file with what the flags replace.
@@ -482,9 +486,15 @@ class RunSettings(_StudySettings, PlayersSettings, ScreenEndpointSettings, Guard
         Raises:
             ConfigError: the file is wrong, or it has no such arm.
             DataError: no such file.
-            UsageError: `--endpoint` or `--model` for a study that asks no endpoint.
+            UsageError: `--endpoint` or `--model` for a study that asks no endpoint, or one of them
+                without a study file.
         """
         study = load_study(self.study, built_in=self._built_in)
+        if study.id == "demo-endpoint" and not (self.endpoint and self.model):
+            raise UsageError(
+                "--endpoint and --model go together where no study file names the other",
+                hint="add --model NAME (--endpoint URL), or name a study file",
+            )
         given = {"seed": self.seed, "replicates": self.replicates}
         changes: dict[str, object] = {key: one for key, one in given.items() if one is not None}
         if self.patients is not None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cbtqa.dataset.instruction import grade_text
-from cbtqa.dataset.template.teacher import TemplateTeacher
+from cbtqa.dataset.template.teacher import TemplateTeacher, fault_of_question
 from cbtqa.errors import UsageError
 from cbtqa.llm.chat import ChatRequest, Fault, Reply
 from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gates
@@ -92,6 +92,8 @@ class Speaker:
 
     def answer(self, question: Question, risk: Risk) -> str | Fault:
         """The answer, unchecked; raises EndpointError, or IncompleteRunError without memory."""
+        if unread := fault_of_question(question):
+            return unread
         teacher = TemplateTeacher(seed=self._settings.seed)
         model = open_encoder(self._settings.screen_model)
         danger = grade_text(question.source_text, model).danger

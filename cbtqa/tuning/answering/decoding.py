@@ -60,10 +60,17 @@ class Decoder:
     ) -> None:
         self._model, self._chat, self._stops = model, chat, list(stops)
         self._settings, self._name = settings, name
+        self._n_rows = int(model.get_input_embeddings().weight.shape[0])
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[list[tuple[str, Reply]]]:
-        """Keys with replies by batch, longest first; raises IncompleteRunError without memory."""
+        """Keys with replies by batch, longest first.
+
+        Raises:
+            IncompleteRunError: no memory for a single prompt.
+            ConfigError: a token without a row in the embedding.
+        """
         settings = self._settings
+        self._chat.refuse_unknown((prompt.ids for prompt in prompts), self._n_rows)
         waiting = batches_of(prompts, settings.max_new_tokens, settings.batch_tokens)
         while waiting:
             batch = waiting.pop(0)
@@ -85,7 +92,9 @@ class Decoder:
         started = time.perf_counter()
         longest = max(len(prompt.ids) for prompt in batch)
         pad = self._chat.tokenizer.pad_token_id
-        ids = torch.full((len(batch), longest), self._stops[0] if pad is None else pad)
+        if pad is None or pad >= self._n_rows:
+            pad = self._stops[0]
+        ids = torch.full((len(batch), longest), pad)
         mask = torch.zeros_like(ids)
         for row, prompt in enumerate(batch):
             ids[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)

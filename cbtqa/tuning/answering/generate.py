@@ -215,6 +215,8 @@ def _answer(
     meter.n_skipped = len(items) - len(waiting)
     prompts, left_out = [], []
     ids = chat.prompt_ids([item.messages for item in waiting.values()])
+    if run.opened.backbone.shape is not None:  # before the weights are loaded
+        chat.refuse_unknown(ids, run.opened.backbone.shape.vocab)
     for item, row in zip(waiting.values(), ids, strict=True):
         fault = run.opened.fault_of_prompt(item.messages, len(row), run.settings.max_new_tokens)
         if fault is None:

@@ -22,7 +22,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from peft import get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -31,7 +30,7 @@ from torch.utils._pytree import tree_iter
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM
 
 from cbtqa.tuning.libraries import FAULTS, first_line
-from cbtqa.tuning.loading import EXPERTS, complete_targets
+from cbtqa.tuning.loading import EXPERTS, complete_targets, not_made, with_adapter
 from cbtqa.tuning.losses import head_log_probs
 
 if TYPE_CHECKING:
@@ -93,9 +92,7 @@ class ModelSizes:
                 body += layer.nx * layer.nf
         body += share * _numbers(_experts_of(base))
         vocabulary, hidden = base.get_input_embeddings().weight.shape
-        n_heads = getattr(config, "num_attention_heads", None)
-        n_heads = n_heads if isinstance(n_heads, int) and n_heads > 0 else 1
-        head_dim = getattr(config, "head_dim", None)
+        n_heads = _size(config, "num_attention_heads") or 1
         kinds = getattr(config, "layer_types", None) or ()
         n_linear = sum("attention" not in kind or "linear" in kind for kind in kinds)
         matrices = (p for p in model.parameters() if p.requires_grad and p.dim() == 2)
@@ -104,10 +101,18 @@ class ModelSizes:
             adapter_weights=_numbers(matrices),
             n_layers=len(_layers_of(base)) - n_linear,
             hidden=hidden,
-            attention_width=(head_dim if isinstance(head_dim, int) else hidden // n_heads)
-            * n_heads,
+            attention_width=(_size(config, "head_dim") or hidden // n_heads) * n_heads,
             vocabulary=vocabulary,
         )
+
+
+def _size(config: Any, name: str) -> int | None:
+    """A size by its name; None where a configuration has none, or one for each layer."""
+    try:
+        value = getattr(config, name, None)
+    except RuntimeError:  # transformers', where the layers differ in it
+        return None
+    return value if isinstance(value, int) and value > 0 else None
 
 
 def _experts_of(model: nn.Module) -> list[Tensor]:
@@ -118,9 +123,9 @@ def _experts_of(model: nn.Module) -> list[Tensor]:
 def _share_of_experts(config: Any) -> float:
     """Share of the experts that a token is sent to."""
     names = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-    n_experts = next((n for one in names if isinstance(n := getattr(config, one, None), int)), 0)
-    n_used = getattr(config, "num_experts_per_tok", None)
-    return min(1.0, n_used / n_experts) if n_experts and isinstance(n_used, int) else 1.0
+    n_experts = next((n for one in names if (n := _size(config, one))), 0)
+    n_used = _size(config, "num_experts_per_tok")
+    return min(1.0, n_used / n_experts) if n_experts and n_used else 1.0
 
 
 def _layers_of(model: nn.Module) -> nn.ModuleList:
@@ -215,8 +220,9 @@ def _passes_by_formula(model: Any, dtype: torch.dtype) -> tuple[PassCount, PassC
     outputs = sum(share * block.shape[0] * min(block.shape[1:]) for block in _experts_of(layers))
     for name, module in layers.named_modules():
         layer = getattr(module, "base_layer", module)
-        if isinstance(layer, nn.Linear) and ".lora_" not in name and layer is module:
-            outputs += (share if EXPERTS.search(name) else 1.0) * layer.out_features
+        width = layer.out_features if isinstance(layer, nn.Linear) else getattr(layer, "nf", 0)
+        if width and ".lora_" not in name and layer is module:
+            outputs += (share if EXPERTS.search(name) else 1.0) * width
     kept = KEPT_PER_OUTPUT * outputs * dtype.itemsize
     one_layer = kept / max(1, len(layers))
     # of each layer, and of the norms before the first and after the last
@@ -249,13 +255,18 @@ def build_on_meta(config: Any, lora: Any, dtype: torch.dtype) -> Any:
     config.quantization_config = None  # 4 bits are added up by `estimate`
     AttentionInterface.register(ATTENTION, _attend)
     AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)
-    with torch.device("meta"), warnings.catch_warnings():
-        # peft 0.21 asks transformers 5.23 for a property by its old name
-        warnings.simplefilter("ignore", FutureWarning)
+    with torch.device("meta"):
         made: Any = AutoModelForCausalLM
-        bare = made.from_config(config, dtype=dtype)
-        complete_targets(bare, lora, type(bare).__name__)
-        return get_peft_model(bare, lora).train()
+        try:
+            try:
+                bare = made.from_config(config, dtype=dtype)
+            except KeyError:  # the class knows attention by names of its own
+                config._attn_implementation = "eager"
+                bare = made.from_config(config, dtype=dtype)
+        except FAULTS as error:
+            raise not_made(config.model_type, error) from None
+        name = type(bare).__name__
+        return with_adapter(bare, complete_targets(bare, lora, name), name).train()
 
 
 class _Kernel(torch.autograd.Function):

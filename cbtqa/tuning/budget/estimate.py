@@ -43,7 +43,8 @@ class Memory(Record):
     temporaries: int
     """Alive above that for a moment: in the loss, or in the backward pass."""
     overhead: int
-    """CUDA context and the allocator's slack: assumed, everything else is counted."""
+    """CUDA context (on a CPU: the process itself) and the allocator's slack: assumed, everything
+    else is counted."""
 
     total: int
 
@@ -62,6 +63,7 @@ def memory_of(
     optimizer: str = "adamw",
     n_cards: int = 1,
     sharding: Sharding = "ddp",
+    context_bytes: int = CONTEXT_BYTES,
 ) -> Memory:
     """Memory of one card.
 
@@ -72,6 +74,7 @@ def memory_of(
         n_cards: cards that share the work; each sees `tokens` at once.
         sharding: `ddp` holds everything on each card; `fsdp` divides all but the activations and
             gathers two layers at a time, the one at work and the next.
+        context_bytes: what is taken whatever the model.
     """
     share = n_cards if sharding == "fsdp" else 1
     weights = count.frozen_bytes
@@ -96,7 +99,7 @@ def memory_of(
         "optimizer": round(ADAMW_BYTES[optimizer] * count.n_trainable / share),
         "activations": kept,
         "temporaries": above,
-        "overhead": CONTEXT_BYTES + round(SLACK * (kept + above)),
+        "overhead": context_bytes + round(SLACK * (kept + above)),
     }
     return Memory(**parts, total=sum(parts.values()))
 
@@ -113,6 +116,19 @@ class TokenFlops:
     def total(self, *, checkpointing: bool) -> float:
         """All operations of a token."""
         return self.forward + self.backward + (self.recompute if checkpointing else 0.0)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a training run goes through."""
+
+    most_tokens: int
+    """Of the largest micro-batch, padding included."""
+    labelled: float
+    """Share of the tokens in the loss, 0 to 1."""
+    flops: TokenFlops
+    total_tokens: int
+    """Over all epochs."""
 
 
 def flops_per_token(sizes: ModelSizes, *, length: float, labelled: float) -> TokenFlops:

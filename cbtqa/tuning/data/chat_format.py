@@ -12,12 +12,15 @@ has an empty think block there, in the prompt (not learnt) or in the answer (lea
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from cbtqa.errors import ConfigError
 from cbtqa.shapes import Message
 from cbtqa.tuning.settings import Thinking
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 _PROBE_QUESTION, _PROBE_ANSWER = "问题", "回答"
 _SWITCHES = ("enable_thinking", "thinking")
@@ -100,6 +103,19 @@ class ChatFormat:
         if _CLOSE not in answer:
             return self.lead + answer
         return answer.lstrip().removeprefix(_OPEN) if self._opens_block else answer
+
+    def refuse_unknown(self, rows: Iterable[ArrayLike], n_rows: int) -> None:
+        """Raises ConfigError where tokens are none of the `n_rows` that the embedding has."""
+        import numpy as np  # here: what only lists names loads none
+
+        largest = max((int(np.max(row)) for row in rows if np.size(row)), default=0)
+        if largest >= n_rows:
+            token = self.tokenizer.convert_ids_to_tokens(largest)
+            raise ConfigError(
+                f"the tokenizer gives '{token}' the number {largest:,}, the model's embedding has "
+                f"{n_rows:,} rows",
+                hint="tokenizer and weights do not belong together: tokens were added to one alone",
+            )
 
     def holds_special_token(self, text: str) -> bool:
         """True when a text spells out a special token, which would then end a turn or open one."""

@@ -10,7 +10,7 @@ description loses characters at the beginning.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cbtqa.errors import ConfigError, DataError
+from cbtqa.errors import DataError
 from cbtqa.records import Question
 from cbtqa.text_faults import find_machine_text
 from cbtqa.tuning.data.chat_format import ChatFormat
@@ -80,6 +80,11 @@ class EncodedSet:
     """Prompts that lost the beginning of their description."""
 
     @property
+    def rows(self) -> Iterator[npt.NDArray[np.int32]]:
+        """The tokens of every document."""
+        return (one.ids for item in self.items for one in item.documents)
+
+    @property
     def lengths(self) -> list[int]:
         """Tokens of each item."""
         return [item.n_tokens for item in self.items]
@@ -135,19 +140,6 @@ def encode(
         for example, item in zip(clean, _items(clean, chat), strict=True):
             _add(encoded, example, item, chat, settings)
     return checked(encoded, settings, context)
-
-
-def refuse_unknown_tokens(sets: Iterable[EncodedSet], tokenizer: Any, n_rows: int) -> None:
-    """Raises a ConfigError where a text has a token for which the embedding has no row."""
-    documents = (one for of in sets for item in of.items for one in item.documents)
-    largest = max((int(one.ids.max()) for one in documents if len(one)), default=0)
-    if largest >= n_rows:
-        token = tokenizer.convert_ids_to_tokens(largest)
-        raise ConfigError(
-            f"the tokenizer gives '{token}' the number {largest:,}, the model's embedding has "
-            f"{n_rows:,} rows",
-            hint="tokenizer and weights do not belong together: tokens were added to one alone",
-        )
 
 
 def _items(examples: Sequence[Example], chat: ChatFormat) -> list[Item]:

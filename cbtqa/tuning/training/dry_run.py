@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,11 +24,12 @@ from cbtqa.records import Record
 from cbtqa.settings import Resolved
 from cbtqa.tuning.attention import reason_to_pad
 from cbtqa.tuning.backbones import Backbone, to_config
-from cbtqa.tuning.budget.counting import count_shape
+from cbtqa.tuning.budget.counting import ShapeCount, count_shape
+from cbtqa.tuning.budget.cpu import CpuEstimate, estimate_cpu
 from cbtqa.tuning.budget.estimate import (
     Card,
     Memory,
-    TokenFlops,
+    Work,
     expected_seconds,
     flops_per_token,
     load_cards,
@@ -43,7 +44,6 @@ from cbtqa.tuning.data.encoding import (
     add_if_short,
     checked,
     encode,
-    refuse_unknown_tokens,
 )
 from cbtqa.tuning.data.examples import ExampleSet, read_training_examples, read_validation_examples
 from cbtqa.tuning.data.packing import StepPlan
@@ -131,6 +131,8 @@ class DryRun(Record):
     memory_by: Literal["counted", "by formula"]
     memory: dict[Literal["plain", "checkpointed"], Memory]
     cards: tuple[CardEstimate, ...]
+    cpu: CpuEstimate | None = None
+    """This machine's; None where it has a card, or several cards are asked about."""
     example: tuple[Piece, ...]
     """One training example as the model sees it."""
 
@@ -158,20 +160,17 @@ def dry_run(
     settings, notes = _as_it_will_run(given, backbone, config)
     chat = _chat_on_this_machine(backbone, settings)
     splits = _read_splits(settings, chat, backbone, config.get_text_config().vocab_size)
-    train, statistics = splits["train"], splits["train"].statistics(settings.loss_on)
+    train = splits["train"]
     layout = _lay_out(train.lengths, settings, n_processes)
     dtype = torch.float32 if settings.precision == "fp32" else torch.bfloat16
-    count = count_shape(config, lora_config(settings, backbone), dtype=dtype)
+    lora = lora_config(settings, backbone)
+    count = count_shape(config, lora, dtype=dtype)
     if count.by_formula:
         notes = (*notes, f"memory by formula, not counted: {count.by_formula}")
-    labelled = statistics["n_learnt_tokens"] / max(1, statistics["n_tokens"])
-    lengths = [len(document) for item in train.items for document in item.documents]
-    squares = sum(n * n for n in lengths)
-    flops = flops_per_token(count, length=squares / max(1, sum(lengths)), labelled=labelled)
-    n_seen = layout.n_steps * settings.batch_size
-    total_tokens = round(sum(train.lengths) * n_seen / len(train.items))
-    sizing = _Sizing(count, layout, labelled, settings, n_processes)
+    work = _work(train, layout, settings, count)
+    sizing = _Sizing(count, work, settings, n_processes)
     cards = load_cards().values() if cards is None else cards
+    trains_here = n_processes == 1 and not torch.cuda.is_available()
     return DryRun(
         settings=describe_settings(resolved),
         backbone=backbone.display_name,
@@ -184,13 +183,28 @@ def dry_run(
         n_trainable=count.n_trainable,
         bytes_per_token=count.plain.saved_per_token,
         checkpointed_bytes_per_token=count.recomputed.saved_per_token,
-        flops_per_token=flops.total(checkpointing=False),
-        total_tokens=total_tokens,
+        flops_per_token=work.flops.total(checkpointing=False),
+        total_tokens=work.total_tokens,
         n_processes=n_processes,
         memory_by="by formula" if count.by_formula else "counted",
         memory={"plain": sizing.plain, "checkpointed": sizing.checkpointed},
-        cards=tuple(sizing.on(card, flops, total_tokens) for card in cards),
+        cards=tuple(sizing.on(card) for card in cards),
+        cpu=estimate_cpu(config, lora, settings, work) if trains_here else None,
         example=_show_example(train, chat, settings),
+    )
+
+
+def _work(train: EncodedSet, layout: Layout, settings: FinetuneSettings, count: ShapeCount) -> Work:
+    statistics = train.statistics(settings.loss_on)
+    labelled = statistics["n_learnt_tokens"] / max(1, statistics["n_tokens"])
+    lengths = [len(document) for item in train.items for document in item.documents]
+    squares = sum(n * n for n in lengths)
+    n_seen = layout.n_steps * settings.batch_size
+    return Work(
+        most_tokens=layout.most_tokens,
+        labelled=labelled,
+        flops=flops_per_token(count, length=squares / max(1, sum(lengths)), labelled=labelled),
+        total_tokens=round(sum(train.lengths) * n_seen / len(train.items)),
     )
 
 
@@ -227,7 +241,7 @@ def _read_splits(
         if of is not None
     }
     if chat:
-        refuse_unknown_tokens(splits.values(), chat.tokenizer, vocabulary)
+        chat.refuse_unknown(chain.from_iterable(of.rows for of in splits.values()), vocabulary)
     return splits
 
 
@@ -288,17 +302,17 @@ class _Sizing:
     """Memory of this run, however it is divided."""
 
     def __init__(
-        self, count: Any, layout: Layout, labelled: float, settings: FinetuneSettings, n_cards: int
+        self, count: ShapeCount, work: Work, settings: FinetuneSettings, n_cards: int
     ) -> None:
-        self._count, self._settings, self._n_cards = count, settings, n_cards
-        self._tokens, self._labelled = layout.most_tokens, labelled
+        self._count, self._work = count, work
+        self._settings, self._n_cards = settings, n_cards
         self.plain, self.checkpointed = self._memory(False), self._memory(True)
 
     def _memory(self, checkpointing: bool, n_fsdp_cards: int | None = None) -> Memory:
         return memory_of(
             self._count,
-            self._tokens,
-            self._labelled,
+            self._work.most_tokens,
+            self._work.labelled,
             checkpointing=checkpointing,
             is_quantized=self._settings.method == "qlora",
             optimizer=self._settings.optimizer,
@@ -306,7 +320,7 @@ class _Sizing:
             sharding="fsdp" if n_fsdp_cards else "ddp",
         )
 
-    def on(self, card: Card, flops: TokenFlops, total_tokens: int) -> CardEstimate:
+    def on(self, card: Card) -> CardEstimate:
         """The estimate for cards of this kind."""
         wanted = self._settings.gradient_checkpointing
         is_tight = not self.plain.fits(card.memory_bytes)
@@ -314,8 +328,9 @@ class _Sizing:
         needed = self.checkpointed if checkpointing else self.plain
         fits = needed.fits(card.memory_bytes)
         divided = () if fits else FSDP_CARDS
-        per_token, n = flops.total(checkpointing=checkpointing), self._n_cards
-        seconds = expected_seconds(total_tokens, per_token, card, n_cards=n)
+        per_token = self._work.flops.total(checkpointing=checkpointing)
+        n_tokens = self._work.total_tokens
+        seconds = expected_seconds(n_tokens, per_token, card, n_cards=self._n_cards)
         holding = (n for n in divided if self._memory(checkpointing, n).fits(card.memory_bytes))
         return CardEstimate(
             card=card.name,

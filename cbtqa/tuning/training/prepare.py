@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,12 +14,12 @@ import torch
 from cbtqa.errors import ConfigError
 from cbtqa.manifest import FileEntry
 from cbtqa.settings import Resolved
-from cbtqa.tuning.attention import pack_if_apart, why_not_causal
+from cbtqa.tuning.attention import pack_if_apart, why_not_causal, why_unusable
 from cbtqa.tuning.backbones import Backbone
 from cbtqa.tuning.budget.counting import count_shape
 from cbtqa.tuning.budget.estimate import memory_of
 from cbtqa.tuning.data.chat_format import ChatFormat
-from cbtqa.tuning.data.encoding import EncodedSet, encode, refuse_unknown_tokens
+from cbtqa.tuning.data.encoding import EncodedSet, encode
 from cbtqa.tuning.data.examples import (
     check_data_named,
     is_of_rows,
@@ -60,7 +61,9 @@ def prepare_sets(settings: FinetuneSettings, backbone: Backbone) -> TrainingSets
     read = {"train": training, **({"validation": validation} if validation is not None else {})}
     encoded = {name: encode(of, chat, fitting, backbone.context) for name, of in read.items()}
     if backbone.shape is not None:  # before its weights are hashed and loaded
-        refuse_unknown_tokens(encoded.values(), chat.tokenizer, backbone.shape.vocab)
+        chat.refuse_unknown(
+            chain.from_iterable(of.rows for of in encoded.values()), backbone.shape.vocab
+        )
     return TrainingSets(
         settings,
         backbone,
@@ -109,13 +112,17 @@ def prepare_model(sets: TrainingSets, precision: ComputeType) -> Ready:
         place = "cpu" if is_4_bit else None
     base = load_base(backbone, precision, in_4_bits=is_4_bit, place=place)
     n_rows = base.get_input_embeddings().weight.shape[0]
-    refuse_unknown_tokens(sets.by_name.values(), sets.chat.tokenizer, n_rows)
-    if reason := why_not_causal(base):
+    sets.chat.refuse_unknown(chain.from_iterable(of.rows for of in sets.by_name.values()), n_rows)
+    if reason := why_not_causal(base) or why_unusable(base):
         raise ConfigError(
             f"{backbone.display_name} cannot be tuned: {reason}",
             hint="cbtqa backbones lists models that can",
         )
     notes = []
+    tokenizer = sets.chat.tokenizer
+    if (tokenizer.pad_token_id or 0) >= n_rows:
+        notes.append(f"the model has no row for '{tokenizer.pad_token}': the end of turn pads")
+        tokenizer.pad_token = sets.chat.end_text
     is_packed = settings.packing
     if is_packed and (reason := pack_if_apart(base)):
         is_packed = False
@@ -131,6 +138,12 @@ def prepare_model(sets: TrainingSets, precision: ComputeType) -> Ready:
         notes.append("activations are recomputed: it would not fit otherwise")
     set_seed(settings.seed)
     model = add_adapter(base, config, backbone)
+    if reason := why_not_causal(model):
+        layers = ", ".join(sorted(config.target_modules or ()))
+        raise ConfigError(
+            f"{backbone.display_name} cannot be tuned with adapters on {layers}: {reason}",
+            hint="--target-module names other layers",
+        )
     return Ready(model, is_packed, head_is_chunked, is_checkpointing, tuple(notes))
 
 
