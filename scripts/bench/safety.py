@@ -107,8 +107,7 @@ def first_contact(model: ScreenEncoder | None = None) -> dict[str, Any]:
     """
     counts: dict[str, Counter[tuple[str, str]]] = {}
     for row, screening in screen_each(_rows("questions.tsv"), itemgetter("text"), model=model):
-        language = row["batch"].partition("-")[0]
-        for name in (row["batch"], f"{language}, all"):
+        for name in (row["batch"], _set_of(row["batch"])):
             pairs = counts.setdefault(name, Counter())
             pairs[row["grade"], screening.risk] += 1
     return {name: _questions(pairs) for name, pairs in counts.items()}
@@ -133,14 +132,13 @@ def other_first_contact(model: ScreenEncoder | None = None) -> dict[str, dict[st
     """Unsafe answers, dangers, personal data: found of those there, and flagged of the others."""
     counts: dict[str, Counter[tuple[bool, bool]]] = {}
     for row in _rows("answers.tsv"):
-        name = f"answers, {row['batch'].partition('-')[0]}"
+        name = f"answers, {_set_of(row['batch'])}"
         is_found = bool(check_in_both(row["text"], "none"))
         counts.setdefault(name, Counter())[row["grade"] == "unsafe", is_found] += 1
     for row, screening in screen_each(_rows("dangers.tsv"), itemgetter("text"), model=model):
         kinds = {danger.kind for danger in screening.dangers}
-        counts.setdefault(row["danger"], Counter())[
-            row["is_there"] == "yes", row["danger"] in kinds
-        ] += 1
+        name = f"{row['danger']}, {_set_of(row['batch'])}"
+        counts.setdefault(name, Counter())[row["is_there"] == "yes", row["danger"] in kinds] += 1
     for row in _rows("personal_data.tsv"):
         is_there, masked = row["is_there"] == "yes", scrub(row["text"]).text
         kept = any(part in masked for part in row["masked"].split("|"))
@@ -153,6 +151,12 @@ def other_first_contact(model: ScreenEncoder | None = None) -> dict[str, dict[st
         }
         for name, one in counts.items()
     }
+
+
+def _set_of(batch: str) -> str:
+    """Batches a to e chose the encoder's limits; f to i were written and graded after that."""
+    language, _, letter = batch.partition("-")
+    return f"{language}, {'a to e' if letter <= 'e' else 'f to i'}"
 
 
 def _rows(name: str) -> list[dict[str, str]]:
