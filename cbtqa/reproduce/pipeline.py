@@ -75,7 +75,7 @@ class Experiment(Record):
 
 
 SMOKE: dict[str, dict[str, object]] = {
-    "build": {"endpoint": None, "model": None, "labels": None, "validation": 0.1, "test": 0.15},
+    "build": {"endpoint": None, "model": None, "labels": None, "validation": 0.1, "test": 0.08},
     "finetune": {
         "limit": 16,
         "max_steps": 4,
@@ -86,7 +86,7 @@ SMOKE: dict[str, dict[str, object]] = {
         "n_samples": 0,
         "micro_batch_tokens": 2048,
     },
-    "generate": {"limit": 6, "max_new_tokens": 128, "temperature": 1.0, "top_k": 50},
+    "generate": {"max_new_tokens": 128, "temperature": 1.0, "top_k": 50},
     "score": {"metrics": "default,bleu_jieba,meteor_jieba", "bootstrap": 200},
     "compare": {"trials": 200, "bootstrap": 200},
     "rate": {"n": None, "raters": 2},

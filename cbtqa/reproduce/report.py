@@ -8,6 +8,7 @@ run was interrupted: no times, no costs, no paths.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,19 +20,20 @@ import cbtqa
 from cbtqa.dataset.stats import DatasetStatistics, folder_statistics
 from cbtqa.dataset_folder import DatasetFolder
 from cbtqa.errors import DataError
-from cbtqa.files import json_text, parse_record, read_json, read_rows, write_json, write_text
+from cbtqa.files import parse_record, read_json, read_rows, write_json, write_text
 from cbtqa.judging.report import JudgeReport, report_tables
 from cbtqa.judging.run import REPORT_NAME
 from cbtqa.manifest import MANIFEST_NAME, package_versions, read_manifest
 from cbtqa.metrics.comparison import COMPARISON_NAME, Comparison, pair_tables, tests_made
-from cbtqa.metrics.score_folder import SCORES_NAME, beside_paper, decimals, label_of, score_table
+from cbtqa.metrics.score_folder import SCORES_NAME, beside_paper, label_of, score_table
 from cbtqa.metrics.scoring import ScoreReport
 from cbtqa.papers import PaperTable, paper_table, papers, source_of
+from cbtqa.ratings.results import Score, StudyReport
 from cbtqa.records import STEP_NAMES
 from cbtqa.report.charts import Interval, Line, interval_chart, line_chart
 from cbtqa.report.page import Head, Lang, Phrase, load_wording, render_page, same
 from cbtqa.report.table import Cell, Column, Estimate, Table
-from cbtqa.report.words import count, digits, estimate, share
+from cbtqa.report.words import count, digits, estimate
 from cbtqa.reproduce.pipeline import EXPERIMENT_NAME, Experiment
 from cbtqa.reproduce.stages import ReportSettings, n_ratings
 from cbtqa.safety.notices import required_notices
@@ -160,7 +162,7 @@ def _facts(run: Run, words: Words, *, is_one: bool) -> Iterator[Fact]:
 
 
 def _best(scores: ScoreReport) -> tuple[str, str, str] | None:
-    """The first metric of Table 4 that has values: metric, best system, value with interval."""
+    """The first metric of Table 4 that has values: metric, best system, value on its scale."""
     anchors = {one.system for one in scores.systems if one.is_anchor}
     for metric in paper_table("cbt-llm", "scores").columns:
         mine = [
@@ -170,8 +172,9 @@ def _best(scores: ScoreReport) -> tuple[str, str, str] | None:
         ]
         if mine:
             best = max(mine, key=lambda one: one.value or 0)
-            show = digits(decimals(best.unit))
-            return metric, best.system, estimate(best.value, best.low, best.high, show)
+            scale = 100 if best.unit == "0-100" else 1  # the paper's figures are from 0 to 1
+            ends = (value and value / scale for value in (best.value, best.low, best.high))
+            return metric, best.system, estimate(*ends, digits(4))
     return None
 
 
@@ -212,7 +215,7 @@ def _table_1(run: Run, words: Words) -> Iterator[Part]:
     shares |= {row: labels.get(row.partition(" ")[2]) for row in paper.rows if "share_of" in row}
     for row, value in shares.items():
         name = row.removeprefix("share_of ") if " " in row else words["table1.share"]
-        rows.append((name, None if value is None else share(value), _printed(paper, row)))
+        rows.append((name, None if value is None else digits(3)(value), _printed(paper, row)))
     for column in ("question", "description", "answer"):
         length = found.lengths.get(column) if found else None
         name = words["table1.length"].fill(column=column)
@@ -283,14 +286,15 @@ def _compared(run: Run, words: Words) -> Iterator[Part]:
 def _table_5(run: Run, words: Words) -> Iterator[Part]:
     study, printed = run.root / "rate" / "study", paper_table("cbt-llm", "ratings")
     tables = [_paper_rows(printed, words)]
-    if (study / "report" / "report.json").is_file():
-        scores = read_json(study / "report" / "report.json")["scores"]
-        systems = dict.fromkeys(one["system"] for one in scores)
-        criteria = dict.fromkeys(one["criterion"] for one in scores)
-        means = {(one["system"], one["criterion"]): one for one in scores}
-        rows = [(name, *(_mean(means.get((name, one))) for one in criteria)) for name in systems]
-        tables.insert(0, Table(["", *criteria], rows, words["ours"]))
-        lede = same("")
+    found: StudyReport | None = run.read("rate/study/report/report.json", StudyReport)
+    if found is not None:
+        means = {(one.system, one.criterion): one for one in found.scores}
+        rows = [
+            (name, *(_mean(means.get((name, one))) for one in found.criteria))
+            for name in found.systems
+        ]
+        tables.insert(0, Table(["", *found.criteria], rows, words["ours"]))
+        lede = words["table5.blind"] if found.is_blind else same("")
     elif study.is_dir():
         lede = words["table5.waiting"].fill(n=n_ratings(study))
     else:
@@ -298,9 +302,10 @@ def _table_5(run: Run, words: Words) -> Iterator[Part]:
     yield Part("table-5", words["table5.title"], lede, tuple(tables))
 
 
-def _mean(score: dict[str, Any] | None) -> Estimate:
-    names = ("mean", "low", "high", "reason")
-    return Estimate(*(score[name] for name in names)) if score else Estimate(None)
+def _mean(score: Score | None) -> Estimate:
+    if score is None:
+        return Estimate(None)
+    return Estimate(score.mean, score.low, score.high, score.reason)
 
 
 def _judged(run: Run, words: Words) -> Iterator[Part]:
@@ -422,7 +427,9 @@ def _provenance(run: Run, words: Words) -> Iterator[Part]:
 
 
 def _text_of(value: Any) -> str:
-    return value if isinstance(value, str) else json_text({"value": value})[10:-2].strip()
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 # --- the three forms -----------------------------------------------------------------------------
@@ -463,7 +470,8 @@ def _markdown(
     lines = [f"# {_title(runs, words).first(lang)}\n"]
     if any(run.experiment.is_smoke for run in runs):
         lines.append(f"**{words['smoke.text'].first(lang)}**\n")
-    lines += [f"- {shown}: {what.first(lang)} ({beside})" for shown, what, beside in facts]
+    for shown, what, beside in facts:
+        lines.append(f"- {shown}: {what.first(lang)}" + (f" ({beside})" if beside else ""))
     for part in parts:
         lines.append(f"\n## {part.title.first(lang)}\n")
         if part.lede.first(lang):

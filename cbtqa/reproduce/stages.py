@@ -337,11 +337,11 @@ TOKENS_OF_EXAMPLE = 650
 
 def _training_cost(plan: Plan, name: str, resolved: Resolved[FinetuneSettings]) -> Cost:
     """Card hours of one run: of the built dataset, or by the number of questions."""
+    if plan.settings.smoke:
+        return Cost(note="seconds, on this machine")
     require_training()
     from cbtqa.tuning.budget.estimate import expected_seconds, load_cards
 
-    if plan.settings.smoke:
-        return Cost(note="seconds, on this machine")
     if (plan.data / MANIFEST_NAME).exists():
         from cbtqa.tuning.training.dry_run import dry_run
 
