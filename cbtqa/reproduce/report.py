@@ -32,7 +32,7 @@ from cbtqa.ratings.results import Score, StudyReport
 from cbtqa.records import STEP_NAMES
 from cbtqa.report.charts import Interval, Line, interval_chart, line_chart
 from cbtqa.report.page import Head, Lang, Phrase, load_wording, render_page, same
-from cbtqa.report.table import Cell, Column, Estimate, Table
+from cbtqa.report.table import AnyColumn, Cell, Column, Estimate, Table
 from cbtqa.report.words import count, digits, estimate
 from cbtqa.reproduce.pipeline import EXPERIMENT_NAME, Experiment
 from cbtqa.reproduce.stages import ReportSettings, n_ratings
@@ -173,8 +173,8 @@ def _best(scores: ScoreReport) -> tuple[str, str, str] | None:
         if mine:
             best = max(mine, key=lambda one: one.value or 0)
             scale = 100 if best.unit == "0-100" else 1  # the paper's figures are from 0 to 1
-            ends = (value and value / scale for value in (best.value, best.low, best.high))
-            return metric, best.system, estimate(*ends, digits(4))
+            value, low, high = (end and end / scale for end in (best.value, best.low, best.high))
+            return metric, best.system, estimate(value, low, high, digits(4))
     return None
 
 
@@ -208,8 +208,11 @@ def _table_1(run: Run, words: Words) -> Iterator[Part]:
     found, paper = run.statistics(), paper_table("cbt-llm", "dataset")
     labels = {one.id: one.share_of_distorted for one in found.labels} if found else {}
     rows: list[tuple[Cell, ...]] = [
-        (words["table1.entries"], found and found.n_entries, _printed(paper, "n_entries")),
-        (words["table1.labelled"], found and found.n_distorted, _printed(paper, "n_distorted")),
+        (name, getattr(found, row, None), _printed(paper, row))
+        for name, row in (
+            (words["table1.entries"], "n_entries"),
+            (words["table1.labelled"], "n_distorted"),
+        )
     ]
     shares = {"share_distorted": found.share_distorted if found else None}
     shares |= {row: labels.get(row.partition(" ")[2]) for row in paper.rows if "share_of" in row}
@@ -218,10 +221,9 @@ def _table_1(run: Run, words: Words) -> Iterator[Part]:
         rows.append((name, None if value is None else digits(3)(value), _printed(paper, row)))
     for column in ("question", "description", "answer"):
         length = found.lengths.get(column) if found else None
-        name = words["table1.length"].fill(column=column)
-        rows.append(
-            (name, length and digits(1)(length.mean), _printed(paper, f"length_of {column}"))
-        )
+        mean = digits(1)(length.mean) if length else None
+        printed = _printed(paper, f"length_of {column}")
+        rows.append((words["table1.length"].fill(column=column), mean, printed))
     table = Table(["", words["ours"], words["paper"]], rows)
     yield Part("table-1", words["table1.title"], same(paper.note), (table,))
 
@@ -289,7 +291,7 @@ def _table_5(run: Run, words: Words) -> Iterator[Part]:
     found: StudyReport | None = run.read("rate/study/report/report.json", StudyReport)
     if found is not None:
         means = {(one.system, one.criterion): one for one in found.scores}
-        rows = [
+        rows: list[tuple[Cell, ...]] = [
             (name, *(_mean(means.get((name, one))) for one in found.criteria))
             for name in found.systems
         ]
@@ -327,7 +329,7 @@ def _study(run: Run, words: Words) -> Iterator[Part]:
                 (one.arm, one.n, Estimate(one.mean, one.low, one.high), one.sd)
                 for one in outcome.arms
             ]
-            heads = ["", "n", words["study.mean"], Column("SD", digits(2))]
+            heads: list[AnyColumn] = ["", "n", words["study.mean"], Column("SD", digits(2))]
             tables.append(Table(heads, rows, f"{result.title}: {outcome.name}"))
     name = run.experiment.recipe.paper
     for table in papers()[name].tables.values() if name else ():
@@ -371,8 +373,9 @@ def _rejects(run: Run, words: Words) -> Iterator[Part]:
             rows.append((name, words["rejects.all"], counts["n_in"], counts["n_out"]))
             rows += [("", reason, n, "") for reason, n in counts["rejected"].items()]
     if rows:
-        heads = ["", words["rejects.reason"], words["rejects.in"], words["rejects.out"]]
-        yield Part("rejects", words["rejects.title"], words["rejects.lede"], (Table(heads, rows),))
+        names = ("reason", "in", "out")
+        table = Table(["", *(words[f"rejects.{name}"] for name in names)], rows)
+        yield Part("rejects", words["rejects.title"], words["rejects.lede"], (table,))
 
 
 def _examples(run: Run, words: Words) -> Iterator[Part]:
@@ -385,7 +388,7 @@ def _examples(run: Run, words: Words) -> Iterator[Part]:
         return
     shared = set.union(*map(set, answers.values()))
     folder = DatasetFolder.open(run.root / "dataset")
-    found = []
+    found: list[Example] = []
     for row in folder.rows("test"):
         if row["id"] in shared and len(found) < N_EXAMPLES:
             found.append(_example(row, answers))

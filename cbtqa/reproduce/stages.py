@@ -411,7 +411,9 @@ def _score_stage(plan: Plan) -> Stage:
 
 def _compare_stage(plan: Plan) -> Stage:
     folder = plan.root / "compared"
-    given = {"predictions": plan.answer_files, "ref": plan.data}
+    given: dict[str, Any] = {"predictions": plan.answer_files, "ref": plan.data}
+    # a cut answer is rejected: systems seldom answer the very same questions
+    given["common"] = plan.recipe.settings("compare").get("common", True)
     resolved = plan.resolved(CompareSettings, "compare", **given, out=folder)
 
     def work(watch: Watch) -> None:

@@ -38,23 +38,23 @@ def _libraries() -> None:
 def _killed(folder: Path, at: str) -> None:
     """Runs until the program says these words on stderr, then SIGKILL."""
     words = ("reproduce", "../two.yaml", "--smoke", "--out", "run")
-    program = subprocess.Popen(
+    said = []
+    with subprocess.Popen(
         [sys.executable, "-m", "cbtqa", *words],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-    )
-    assert program.stderr is not None
-    said = []
-    for line in program.stderr:
-        said.append(line)
-        if at in line:
-            program.send_signal(signal.SIGKILL)
-            break
-    program.stderr.read()
-    assert program.wait() == -signal.SIGKILL, "".join(said)
+    ) as program:
+        assert program.stderr is not None
+        for line in program.stderr:
+            said.append(line)
+            if at in line:
+                program.send_signal(signal.SIGKILL)
+                break
+        program.stderr.read()
+    assert program.returncode == -signal.SIGKILL, "".join(said)
 
 
 def test_a_run_killed_in_four_stages_reports_byte_for_byte_what_an_unkilled_one_does(
