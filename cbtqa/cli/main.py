@@ -32,6 +32,8 @@ VERBS = {
     "data": "Look at question files before building from them.",
     "distortions": "Label cognitive distortions, train and evaluate labellers.",
     "safety": "Grade crisis content, mask personal data, list the dated help lines.",
+    "reproduce": "Run one experiment from end to end, by recipe: data to tables, one report.",
+    "report": "Write one page of experiments: our tables beside the paper's.",
     "backbones": "List the base models that can be tuned, or explain one.",
     "export": "Write a dataset for LLaMA-Factory, ms-swift, TRL or EvalScope.",
     "convert": "Rewrite Baichuan-7B or Qwen-7B weights for today's libraries, exactly.",
@@ -57,6 +59,7 @@ MODULES = {
     "merge": "weights",
     "cache": "weights",
     "compare": "score",
+    "report": "reproduce",
     "join": "publish",
     "hub-preview": "publish",
 }

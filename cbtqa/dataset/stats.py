@@ -21,8 +21,8 @@ from pydantic import Field
 from cbtqa.dataset_folder import DatasetFolder
 from cbtqa.distortions.evaluate import EvaluationReport
 from cbtqa.distortions.prevalence import Prevalence, labelled_share, published_prevalence
-from cbtqa.files import shipped_yaml
 from cbtqa.metrics.diversity import OPENING_CHARACTERS, distinct_share, repeated_share
+from cbtqa.papers import paper_table, papers
 from cbtqa.records import STEP_NAMES, Record
 
 # --- lengths -------------------------------------------------------------------------------------
@@ -275,7 +275,19 @@ class PaperFacts(Record):
 @cache
 def paper_facts() -> PaperFacts:
     """Table 1 of arXiv 2403.16008, as far as it is known."""
-    return PaperFacts.model_validate(shipped_yaml("cbtqa.dataset", "table1.yaml"))
+    table = paper_table("cbt-llm", "dataset")
+
+    def under(word: str) -> dict[str, float | None]:
+        starts = {row: row.removeprefix(word) for row in table.rows if row.startswith(word)}
+        return {name: table.value(row) for row, name in starts.items()}
+
+    return PaperFacts(
+        citation=papers()["cbt-llm"].citation,
+        labels=under("share_of "),
+        lengths=under("length_of "),
+        note=table.note,
+        **{name: table.value(name) for name in ("n_entries", "n_distorted", "share_distorted")},
+    )
 
 
 def distortion_share(

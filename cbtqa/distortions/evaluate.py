@@ -29,12 +29,11 @@ from cbtqa.distortions.f1 import (
 from cbtqa.distortions.importers import GoldSet, type_matrix
 from cbtqa.distortions.labellers import Labels
 from cbtqa.files import parse_record, read_json
+from cbtqa.papers import paper_table
 from cbtqa.records import Record, Usage
 from cbtqa.statistics.intervals import effective_size, mean_interval, share_interval
 from cbtqa.statistics.resampling import DEFAULT_SEED, Interval, holm
 
-PAPER_TABLE_3 = {"n": 500, "accuracy": 0.69, "recall": 0.93, "f1": 0.65}
-"""The prompt's labels of arXiv 2403.16008 against people, any distortion or none; as published."""
 CALIBRATION_DRAWS = 400
 
 
@@ -195,6 +194,11 @@ class F1Difference(Record):
     """Types that have an F1 for both."""
 
 
+def paper_evaluation() -> dict[str, float]:
+    """The prompt's labels of arXiv 2403.16008 against people: `n` and the figures of Table 3."""
+    return paper_table("cbt-llm", "distortions").known("prompt")
+
+
 class EvaluationReport(Record):
     data: str
     """Short name of the source, such as `cogdis` or `plain`."""
@@ -212,7 +216,7 @@ class EvaluationReport(Record):
     differences: tuple[F1Difference, ...] = ()
     asked: AskedModel | None = None
     """What a language model among the labellers was asked; None without one."""
-    paper: dict[str, float] = Field(default_factory=lambda: dict(PAPER_TABLE_3))
+    paper: dict[str, float] = Field(default_factory=paper_evaluation)
 
     @property
     def all_distorted(self) -> bool:

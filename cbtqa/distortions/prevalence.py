@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from itertools import product
 
-from cbtqa.distortions.evaluate import PAPER_TABLE_3, EvaluationReport, Share
+from cbtqa.distortions.evaluate import EvaluationReport, Share, paper_evaluation
 from cbtqa.distortions.f1 import FEWEST
+from cbtqa.papers import source_of
 from cbtqa.records import Record
 from cbtqa.report.page import Phrase
 from cbtqa.report.words import count, number, share
@@ -252,8 +253,8 @@ def published_prevalence(n: int, n_labelled: int) -> Prevalence:
             n,
             n_labelled,
             labeller="CBT-LLM",
-            evaluated_on="arXiv 2403.16008, Table 3",
-            n_evaluated=int(PAPER_TABLE_3["n"]),
+            evaluated_on=source_of("cbt-llm", "distortions"),
+            n_evaluated=int(paper_evaluation()["n"]),
             sensitivity=sensitivity,
             specificity=specificity,
         )
@@ -269,14 +270,15 @@ def published_prevalence(n: int, n_labelled: int) -> Prevalence:
 
 def _published_tables() -> Iterator[tuple[Share, Share]]:
     """Sensitivity and specificity of every table of counts that rounds to the paper's figures."""
-    n, close = int(PAPER_TABLE_3["n"]), 0.005
-    fewest, most = (n * (1 - PAPER_TABLE_3["accuracy"] + one) for one in (-close, close))
+    paper = paper_evaluation()
+    n, close = int(paper["n"]), 0.005
+    fewest, most = (n * (1 - paper["accuracy"] + one) for one in (-close, close))
     for n_with, wrong in product(range(1, n), range(math.ceil(fewest), math.floor(most) + 1)):
         for missed in range(n_with + 1):
             hits = n_with - missed
-            if abs(hits / n_with - PAPER_TABLE_3["recall"]) > close:
+            if abs(hits / n_with - paper["recall"]) > close:
                 continue
-            if abs(2 * hits / (2 * hits + wrong) - PAPER_TABLE_3["f1"]) <= close:
+            if abs(2 * hits / (2 * hits + wrong) - paper["f1"]) <= close:
                 n_without = n - n_with
                 yield _share(hits, n_with), _share(n_without - wrong + missed, n_without)
 

@@ -19,6 +19,7 @@ from cbtqa.distortions.evaluate import (
 )
 from cbtqa.distortions.studies import TrainedReport
 from cbtqa.distortions.taxonomy import Taxonomy, load_taxonomy, shipped_taxonomies
+from cbtqa.papers import source_of
 from cbtqa.report.page import Phrase
 from cbtqa.report.table import Cell, Column, Estimate, Table
 from cbtqa.report.words import count, money, number, p_value, signed
@@ -114,7 +115,7 @@ def binary_table(report: EvaluationReport) -> Table:
         # a labeller that marks everything would get 1.000 in all of them
         rows = [(name, None, None, recall, None, micro) for name, _, _, recall, _, micro in rows]
     paper = report.paper
-    source = f"arXiv 2403.16008, Table 3: {count(paper['n'])} other texts"
+    source = f"{source_of('cbt-llm', 'distortions')}: {count(paper['n'])} other texts"
     rows.append((source, paper["accuracy"], None, paper["recall"], paper["f1"], None))
     title = f"Any distortion, {_what_is_drawn(report)}"
     if report.all_distorted:

@@ -8,8 +8,6 @@ scores.md, scores.tex, scores.csv, manifest.json (written last)
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,7 +39,7 @@ from cbtqa.metrics.pairs import Predictions, References
 from cbtqa.metrics.registry import known_metrics
 from cbtqa.metrics.scoring import Scored, ScoreReport, ScoreSettings
 from cbtqa.metrics.text.texts import Item
-from cbtqa.plain_values import parse_yaml
+from cbtqa.papers import paper_table, source_of
 from cbtqa.records import MetricScore
 from cbtqa.report.table import Cell, Column, Estimate, Table
 from cbtqa.report.words import digits
@@ -214,14 +212,6 @@ def _item(text: str | None) -> Item | None:
 _DECIMALS = {"0-100": 2, "0-1": 4, "characters": 1, "ratio": 3}
 
 
-@cache
-def paper_table() -> dict[str, Any]:
-    """The scores that the paper reports; see `paper_table.yaml`."""
-    text = files(__package__).joinpath("paper_table.yaml").read_text(encoding="utf-8")
-    table: dict[str, Any] = parse_yaml(text)
-    return table
-
-
 def decimals(unit: str) -> int:
     """Decimals that a value of this unit is written with."""
     return _DECIMALS.get(unit, 3)
@@ -297,18 +287,19 @@ def beside_paper(scores: Sequence[MetricScore], left_out: Sequence[str] = ()) ->
     Args:
         left_out: systems that have no place beside the paper's, such as the anchors.
     """
-    table = paper_table()
+    table = paper_table("cbt-llm", "scores")
     rows: list[list[Cell]] = [
-        [f"{row['system']}, reported", *(row[column] for column in table["columns"])]
-        for row in table["rows"]
+        [f"{system}, reported", *(table.value(system, column) for column in table.columns)]
+        for system in table.rows
+        if table.known(system)
     ]
     for system in dict.fromkeys(score.system for score in scores):
         mine = {score.metric: score for score in scores if score.system == system}
-        values = [_unit_scale(mine.get(column)) for column in table["columns"]]
+        values = [_unit_scale(mine.get(column)) for column in table.columns]
         if system not in left_out and any(value is not None for value in values):
             rows.append([system, *values])
-    heads = [Column(f"{name} (0-1)", digits(4)) for name in table["columns"].values()]
-    return Table(["system", *heads], rows, f"Beside {table['source']}")
+    heads = [Column(f"{name} (0-1)", digits(4)) for name in table.columns.values()]
+    return Table(["system", *heads], rows, f"Beside {source_of('cbt-llm', 'scores')}")
 
 
 def _unit_scale(score: MetricScore | None) -> float | None:

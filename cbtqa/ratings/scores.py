@@ -19,7 +19,7 @@ from itertools import combinations
 
 import numpy as np
 
-from cbtqa.files import shipped_yaml
+from cbtqa.papers import papers, source_of
 from cbtqa.ratings.answers import Rating, Unrated
 from cbtqa.ratings.results import Difference, Flag, Omnibus, PublishedScore, Score
 from cbtqa.ratings.rubric import Rubric
@@ -208,11 +208,17 @@ def _random(are_raters_random: bool) -> str:
 def published_scores(rubric: str) -> tuple[PublishedScore, ...]:
     """Values that papers print for a rubric, by its id with version."""
     return tuple(
-        PublishedScore(source=entry["source"], system=system, criterion=criterion, value=value)
-        for entry in shipped_yaml("cbtqa.ratings", "published.yaml")
-        if entry["rubric"] == rubric
-        for system, row in entry["systems"].items()
-        for criterion, value in row.items()
+        PublishedScore(
+            source=f"{source_of(paper, name)} ({table.note})",
+            system=system,
+            criterion=criterion,
+            value=value,
+        )
+        for paper, found in papers().items()
+        for name, table in found.tables.items()
+        if table.rubric == rubric
+        for system in table.rows
+        for criterion, value in table.known(system).items()
     )
 
 

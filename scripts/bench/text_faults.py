@@ -55,7 +55,8 @@ def loops(n: int) -> Iterator[tuple[str, str]]:
 
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from cbtqa.tuning.backbones import load_backbones
-    from tests.support.tiny_backbones import VOCAB, tiny_random_model
+    from cbtqa.tuning.weights.tiny import VOCAB
+    from tests.support.tiny_backbones import tiny_random_model
 
     torch.set_num_threads(1)
     model = tiny_random_model(load_backbones()["qwen2.5"])

@@ -10,11 +10,13 @@ from typing import Any, NamedTuple, get_args
 
 from cbtqa.cli.main import _run
 from cbtqa.dataset_folder import question_of
-from cbtqa.files import write_jsonl, write_text
+from cbtqa.files import write_json, write_jsonl, write_text
 from cbtqa.hub.publish import prepare_dataset
 from cbtqa.hub.settings import DatasetSettings
 from cbtqa.ratings.sheets import write_sheets
 from cbtqa.ratings.study import open_study
+from cbtqa.reproduce.pipeline import EXPERIMENT_NAME, Experiment
+from cbtqa.reproduce.recipe import read_recipe
 from tests.hub.runs import (
     rows_of,
     write_adapter,
@@ -39,6 +41,7 @@ MORE: dict[str, tuple[str, ...]] = {
     "rate new": ("--n", "4", "--raters", "2"),
     "rate unblind": ("--by", "Li Hua"),
     "rate export": ("--to", "ratings"),
+    "reproduce": ("--smoke", "--dry-run"),
     "publish dataset": ("--dry-run",),
     "publish model": ("--dry-run",),
     "publish release": ("lab/none",),
@@ -69,6 +72,9 @@ GOOD: dict[str, str] = {
     "build-dataset input": "psyqa.json",
     "stats dataset": "dataset",
     "data check file": "psyqa.json",
+    "reproduce recipe": "recipe.yaml",
+    "reproduce --data": "psyqa.json",
+    "report runs": "experiment",
     "distortions train data": "labelled.csv",
     "distortions evaluate data": "labelled.csv",
     "distortions agree files": "labels.jsonl",
@@ -229,6 +235,7 @@ def write_material(folder: Path) -> None:
     shutil.copytree(_published(run), folder / "published", dirs_exist_ok=True)
     shutil.rmtree(run / "publish")
     _write_small_files(folder)
+    _write_experiment(folder)
     _write_rating(folder)
     _write_sessions(folder)
 
@@ -267,6 +274,22 @@ def _write_small_files(folder: Path) -> None:
         "id: own\nversion: 1\ntitle: {zh: 量表}\nsource: invented\nguidelines: {zh: 说明}\n"
         "criteria:\n  - {id: one, name: {zh: 一}, question: {zh: 问}, low: 1, high: 5}\n",
     )
+
+
+def _write_experiment(folder: Path) -> None:
+    write_text(
+        folder / "recipe.yaml",
+        "id: own\ntitle: {en: Own, zh: 自己的}\nbackbones: {qwen: null}\nfinetune: {rank: 8}\n",
+    )
+    experiment = Experiment(
+        cbtqa_version="0",
+        is_smoke=True,
+        data="psyqa.json",
+        data_sha256="0" * 64,
+        recipe=read_recipe(str(folder / "recipe.yaml")),
+    )
+    (folder / "experiment").mkdir()
+    write_json(folder / "experiment" / EXPERIMENT_NAME, experiment)
 
 
 def _write_rating(folder: Path) -> None:

@@ -390,7 +390,8 @@ def test_instruments_are_listed_and_shown() -> None:
 
 
 @pytest.mark.skipif(SCORES is None, reason="CBTQA_CTRS_SCORES names no file")
-def test_published_figures_come_out_of_the_published_scores() -> None:
+def test_what_the_study_did_not_print_is_found_in_its_scores() -> None:
+    """What it printed is compared with `papers.yaml` in tests/test_papers.py."""
     report = analysed(
         Path(SCORES or ""),
         arm_factors="model,variant",
@@ -398,15 +399,6 @@ def test_published_figures_come_out_of_the_published_scores() -> None:
         reference=("model=llama", "variant=finetune"),
     )
     (result,) = report.instruments
-    arms = {one.arm: (one.n, f"{one.mean:.2f}", f"{one.sd:.2f}") for one in result.outcomes[0].arms}
-    assert arms == {
-        "llama_finetune": (100, "67.86", "7.24"),
-        "qwen_finetune": (100, "64.28", "9.55"),
-        "mistral_finetune": (100, "64.17", "9.79"),
-        "llama_instruct": (100, "59.83", "10.44"),
-        "qwen_instruct": (100, "55.09", "9.91"),
-        "mistral_instruct": (93, "47.20", "14.09"),
-    }
     published, found = result.outcomes[0].published, result.outcomes[0].comparison
     assert sum(one.p_adjusted < 0.05 for one in published.contrasts) == 14
     # one arm spreads more than twice as far as the others: the common error finds three too many
@@ -417,15 +409,8 @@ def test_published_figures_come_out_of_the_published_scores() -> None:
     assert found.interaction.p is not None
     assert found.interaction.p < 0.01
     assert result.regression is not None
-    fit = result.regression.fit
-    assert {one.name: round(one.estimate, 3) for one in fit.effects} == {
-        "intercept": 69.508,
-        "model=mistral": -8.054,
-        "model=qwen": -4.16,
-        "variant=instruct": -11.326,
-        "z(session)": 0.179,
-    }
-    assert (fit.n, f"{fit.aic:.1f}") == (593, "4478.6")
+    (session,) = (one for one in result.regression.fit.effects if one.name == "z(session)")
+    assert round(session.estimate, 3) == 0.179
     assert f"{result.alpha:.3f}" == "0.909"
     ceiling = next(alarm for alarm in report.alarms if alarm.kind == "ceiling")
     assert ceiling.text == "no item above 7 of 10 in 6,523 ratings; totals cannot pass 77 of 110"

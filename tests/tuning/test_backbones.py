@@ -29,7 +29,8 @@ from cbtqa.tuning.backbones import (
     to_config,
 )
 from cbtqa.tuning.loading import load_base
-from tests.support.tiny_backbones import VOCAB, tiny_random_model
+from cbtqa.tuning.weights.tiny import VOCAB
+from tests.support.tiny_backbones import tiny_random_model
 
 KNOWN = list(load_backbones().values())
 PUBLISHED_BILLIONS = {

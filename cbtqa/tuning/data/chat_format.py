@@ -72,7 +72,10 @@ class ChatFormat:
         self.end_text = self._find_end(end_of_turn)
         known = tokenizer.get_vocab().get(self.end_text)
         self.end_ids = self._batch([self.end_text])[0] if known is None else [known]
-        if len(self.end_ids) != 1 or self.end_ids[0] == tokenizer.unk_token_id:
+        # Qwen's tokenizer names its end of text as the unknown token, too: what the vocabulary
+        # has under this very text is known
+        is_unknown = known is None and self.end_ids[:1] == [tokenizer.unk_token_id]
+        if len(self.end_ids) != 1 or is_unknown:
             raise ConfigError(
                 f"the end of turn {self.end_text!r} is {len(self.end_ids)} tokens, expected one: a "
                 "model could not learn to stop",
