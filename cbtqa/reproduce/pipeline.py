@@ -77,14 +77,18 @@ class Experiment(Record):
 SMOKE: dict[str, dict[str, object]] = {
     "build": {"endpoint": None, "model": None, "labels": None, "validation": 0.1, "test": 0.08},
     "finetune": {
-        "limit": 16,
+        "limit": 8,
         "max_steps": 4,
-        "batch_size": 4,
+        "batch_size": 2,
         "eval_steps": 2,
         "log_steps": 1,
         "allow_template": True,
         "n_samples": 0,
         "micro_batch_tokens": 2048,
+        # no 4-bit weights on a CPU; sessions are long in the few tokens of a tiny vocabulary
+        "method": "lora",
+        "optimizer": "adamw",
+        "max_length": 16384,
     },
     "generate": {"max_new_tokens": 128, "temperature": 1.0, "top_k": 50},
     "score": {"metrics": "default,bleu_jieba,meteor_jieba", "bootstrap": 200},

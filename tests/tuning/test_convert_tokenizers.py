@@ -261,3 +261,19 @@ def test_damaged_ranks_are_told_with_their_line(tmp_path: Path, damage: Any, wor
     path.write_text("\n".join(damage(path.read_text().splitlines())) + "\n")
     with pytest.raises(DataError, match=words):
         convert(tmp_path / "source", tmp_path / "out")
+
+
+def test_qwens_end_of_text_closes_an_answer_in_the_papers_format_though_it_is_the_unknown_token(
+    tmp_path: Path,
+) -> None:
+    from cbtqa.tuning.backbones import find_backbone
+    from cbtqa.tuning.loading import load_chat
+    from cbtqa.tuning.weights.convert import convert
+    from cbtqa.tuning.weights.tiny import write_tiny
+
+    backbone, published = find_backbone("qwen"), tmp_path / "published"
+    write_tiny(backbone, published, ["最近总是睡不好。"])
+    convert(backbone.model_copy(update={"path": published, "source_id": "qwen"}), tmp_path / "qwen")
+    chat = load_chat(find_backbone(tmp_path / "qwen"), "cbt-llm-card")
+    assert chat.tokenizer.unk_token == chat.end_text == "<|endoftext|>"
+    assert len(chat.end_ids) == 1

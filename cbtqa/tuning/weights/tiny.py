@@ -16,10 +16,10 @@ from typing import Any
 
 from cbtqa.files import write_json
 from cbtqa.tuning.backbones import Backbone, Shape, to_config
-from cbtqa.tuning.libraries import require
+from cbtqa.tuning.libraries import require, require_training
 
 VOCAB = 576
-CONTEXT = 4096
+CONTEXT = 16384
 N_CHARACTERS = 400
 """Characters with a token of their own, the most frequent; the others are bytes."""
 LATENT = {"q_lora_rank": 16, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8}
@@ -66,6 +66,7 @@ def write_tiny(backbone: Backbone, folder: Path, texts: Sequence[str]) -> None:
     Args:
         texts: what the tokenizer knows characters from.
     """
+    require_training()
     folder.mkdir(parents=True, exist_ok=True)
     characters = _frequent_characters(texts)
     save = {None: _save_fast, "qwen": _save_tiktoken}.get(backbone.conversion, _save_sentencepiece)
