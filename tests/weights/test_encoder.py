@@ -38,7 +38,7 @@ def test_bertscore_with_real_weights_equals_bert_score(e5: Path, figure: Figure)
         f"BERTScore: largest difference from bert_score {np.abs(ours[:, :3] - theirs).max():.1e}"
     )
     np.testing.assert_allclose(ours[:, :3], theirs, atol=1e-6)
-    assert 0.7 < theirs.mean() < 0.999  # other sentences, of one language and kind
+    assert 0.3 < theirs.mean() < 0.999  # other sentences, of one language and kind
 
 
 @pytest.mark.slow

@@ -174,37 +174,41 @@ def _answers(folder: Path) -> dict[str, str]:
     return answers | {row["item_id"]: row["raw"] for row in rejected}
 
 
-@pytest.mark.slow
-def test_the_merged_model_writes_the_adapters_greedy_text_and_the_base_another(
-    tuned: Path, smollm2: Path
-) -> None:
-    run_cbtqa(
-        *("merge", tuned / "adapter", "--base", smollm2, "--out", tuned / "merged"), cwd=tuned
-    )
+@pytest.fixture(scope="module")
+def written(tuned: Path, smollm2: Path) -> dict[str, dict[str, str]]:
+    """What the model writes greedily before, after with its adapter, and merged; by question."""
+    whole = tuned / "whole"
+    run_cbtqa(*("merge", tuned / "adapter", "--base", smollm2, "--out", whole), cwd=tuned)
     texts = {}
     for name, how in {
         "before": ("--model", smollm2),
         "after": ("--adapter", tuned / "adapter", "--base", smollm2),
-        "merged": ("--model", tuned / "merged"),
+        "merged": ("--model", whole),
     }.items():
         words = ("generate", tuned / "held.jsonl", *how, "--out", tuned / name, "--split", "all")
         run_cbtqa(*words, "--limit", "2", "--max-new-tokens", "70", cwd=tuned)
         texts[name] = _answers(tuned / name)
-    assert len(texts["after"]) == 2 and all(texts["after"].values())
-    assert texts["after"] == texts["merged"]
-    assert all(texts["after"][name] != text for name, text in texts["before"].items())
+    return texts
 
 
 @pytest.mark.slow
-def test_what_the_tuned_model_writes_is_scored(tuned: Path, figure: Figure) -> None:
-    """Goes on from the test before, whose answers it reads."""
+def test_the_merged_model_writes_the_adapters_greedy_text_and_the_base_another(
+    written: dict[str, dict[str, str]],
+) -> None:
+    assert len(written["after"]) == 2 and all(written["after"].values())
+    assert written["after"] == written["merged"]
+    assert all(written["after"][name] != text for name, text in written["before"].items())
+
+
+@pytest.mark.slow
+def test_what_the_tuned_model_writes_is_scored(
+    tuned: Path, written: dict[str, dict[str, str]], figure: Figure
+) -> None:
     held = [json.loads(line) for line in (tuned / "held.jsonl").read_text().splitlines()]
     for name in ("before", "after"):
-        _write_rows(tuned / f"{name}.jsonl", _answers(tuned / name), "prediction")
+        _write_rows(tuned / f"{name}.jsonl", written[name], "prediction")
     right = (row["completion"] for row in held)
-    _write_rows(
-        tuned / "refs.jsonl", dict(zip(_answers(tuned / "after"), right, strict=False)), "reference"
-    )
+    _write_rows(tuned / "refs.jsonl", dict(zip(written["after"], right, strict=False)), "reference")
     run_cbtqa(
         *("score", tuned / "before.jsonl", tuned / "after.jsonl", "--ref", tuned / "refs.jsonl"),
         *("--ref-column", "reference", "--metrics", "chrf2", "--bootstrap", "0", "--no-anchors"),
