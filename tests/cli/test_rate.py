@@ -182,4 +182,5 @@ def test_the_shipped_rubrics_are_listed() -> None:
         "cts-r",
         "act-fm",
         "tes",
+        "session-safety",
     } == set(listed)
