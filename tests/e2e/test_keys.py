@@ -192,6 +192,13 @@ CALLS = {
         lambda folder, url: [_built(folder), "--to", "lab/cbt-qa", *_further(url, "guard")],
         _opinion,
     ),
+    "cbtqa reproduce": Call(
+        lambda folder, url: [
+            *("cbt-llm", "--data", _questions(folder), "--only", "build"),
+            *("--set", f"build.endpoint={url}", "--set", "build.model=m", "--out", folder / "out"),
+        ],
+        good_answer,
+    ),
     "cbtqa simulate profiles": Call(
         lambda folder, url: ["cbt", "--n", 12, *_at(url), "--out", folder / "out/patients.yaml"],
         _story,
