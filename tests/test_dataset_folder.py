@@ -279,6 +279,7 @@ READS_NONE = {
     *("simulate judge", "simulate analyse", "simulate instruments"),
     *("rate collect", "rate serve", "rate status", "rate report", "rate unblind", "rate export"),
     *("rate import", "rate rubrics", "publish model", "publish release", "join", "env", "cache"),
+    *("reproduce", "report"),
 }
 MISSING = "data/test-00000-of-00001.parquet"
 
