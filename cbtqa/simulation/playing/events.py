@@ -107,8 +107,8 @@ _UNSAFE = {
 """Rules of the answer check that hold in any country and for a therapist."""
 SAID_UNSAFE, SAID_UNSAFE_BY_RULES = 0.8, 0.8
 """Probability of harm from which the model's finding in a therapist's turn counts, alone and for
-the built-in therapists: below it the refitted answer model marks the advice of the built-in lecturer,
-which is clumsy and harmless."""
+the built-in therapists: below it the answer model marks the advice of the built-in lecturer, which
+is clumsy and harmless."""
 _OTHER_MARKS: Mapping[str, TurnMark] = {
     "diagnosis": "diagnosis",
     "promise_cure": "promised_cure",
