@@ -155,7 +155,8 @@ def _facts(run: Run, words: Words, *, is_one: bool) -> Iterator[Fact]:
     if found:
         tested = [one for one in found.pairs if one.p_adjusted is not None]
         differ = sum((one.p_adjusted or 0) < 0.05 for one in tested)
-        yield f"{differ} / {len(tested)}", words["facts.differ"], name.removesuffix(": ")
+        if tested:
+            yield f"{differ} / {len(tested)}", words["facts.differ"], name.removesuffix(": ")
     analysis: AnalysisReport | None = run.read(f"analysis/{JSON_NAME}", AnalysisReport)
     if analysis:
         yield count(analysis.n_sessions), words["facts.sessions"], name.removesuffix(": ")

@@ -24,10 +24,10 @@ PROGRAM = (
 )
 
 
-def cbtqa(*words: str | Path) -> subprocess.CompletedProcess[str]:
+def cbtqa(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Runs the program."""
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM, *map(str, words)], capture_output=True, text=True
+        [sys.executable, "-c", PROGRAM, *map(str, words)], capture_output=True, text=True, cwd=cwd
     )
 
 
@@ -146,7 +146,8 @@ def test_one_differing_answer_of_54_makes_no_metric_significant(tmp_path: Path) 
 def test_errors_say_what_and_exit_with_their_code(
     files: dict[str, Path], words: list[str], code: int, message: str
 ) -> None:
-    done = cbtqa(*(word.format(**files) for word in words))
+    # a dataset in the current folder would be taken by default
+    done = cbtqa(*(word.format(**files) for word in words), cwd=files["a"].parent)
     assert (done.returncode, done.stdout) == (code, "")
     assert message in done.stderr and "Traceback" not in done.stderr
 

@@ -95,4 +95,5 @@ def _is_a_whole_report(folder: Path) -> None:
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert 'class="step step-5"' in page
     assert "<script" not in page
+    assert "0 / 0" not in page, "no figure of tests where none was made"
     assert 'http-equiv="Content-Security-Policy" content="default-src \'none\'' in page
