@@ -25,7 +25,6 @@ from cbtqa.files import (
     read_json,
     read_parquet,
     sha256_of,
-    write_text,
 )
 from cbtqa.hub.client import download_dataset
 from cbtqa.hub.dataset import MASKED_COLUMNS, source_hash
@@ -94,7 +93,10 @@ def join(settings: JoinSettings) -> Joined:
     """
     begun = settings.out / BEGUN
     if settings.out.exists() and any(settings.out.iterdir()) and not begun.exists():
-        raise ConfigError(f"--out: {settings.out} is not empty", hint="name a new folder")
+        # a join that was killed after its last file left a whole dataset and no mark
+        is_dataset = (settings.out / MANIFEST_NAME).is_file()
+        holds = "already holds a dataset" if is_dataset else "is not empty"
+        raise ConfigError(f"--out: {settings.out} {holds}", hint="name a new folder")
     started = now()
     published = _published(settings)
     wanted = _ids(published)
@@ -102,8 +104,9 @@ def join(settings: JoinSettings) -> Joined:
     questions = _questions(settings, wanted)
     counts = {"joined": 0, "missing": 0, "other": 0}
     make_folder(settings.out)
-    # what a stopped join left is known by this, and replaced by the next
-    write_text(begun, "")
+    # what a stopped join left is known by this, and replaced by the next; at one stroke, for a
+    # kill must leave no half-made mark in a folder that is then nobody's
+    begun.touch()
     (settings.out / MANIFEST_NAME).unlink(missing_ok=True)
     with DatasetWriter(settings.out, published.types) as writer:
         for split, where, row in published.rows("qa"):

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cbtqa.dataset_folder import DatasetFolder
-from cbtqa.errors import CbtqaError, DataError, IncompleteRunError
+from cbtqa.errors import CbtqaError, ConfigError, DataError, IncompleteRunError
 from cbtqa.files import sha256_of
 from cbtqa.hub.join import JoinSettings, join
 from cbtqa.hub.publish import prepare_dataset
@@ -195,3 +195,19 @@ def test_an_incomplete_join_is_replaced_by_the_same_command(good: Path, tmp_path
     assert DatasetFolder.open(tmp_path / "out").manifest.counts["n_out"] == 20
     mine.write_text(json.dumps(rows, ensure_ascii=False), "utf-8")
     assert join(settings).n_joined == 30
+
+
+def test_the_same_command_is_told_of_a_whole_dataset_and_of_a_folder_of_others(
+    good: Path, tmp_path: Path
+) -> None:
+    settings = JoinSettings(
+        published=str(good), questions=good.parent / "psyqa.json", out=tmp_path / "out"
+    )
+    settings.out.mkdir()
+    (settings.out / "mine.txt").write_text("mine", "utf-8")
+    with pytest.raises(ConfigError, match="is not empty"):
+        join(settings)
+    (settings.out / "mine.txt").unlink()
+    join(settings)
+    with pytest.raises(ConfigError, match="already holds a dataset"):
+        join(settings)
