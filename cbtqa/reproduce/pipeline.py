@@ -49,6 +49,8 @@ class StageRecord(Record):
     """SHA-256 of settings and inputs."""
     result: str
     """SHA-256 of the file that tells which result is there."""
+    cbtqa_version: str
+    """Told in the report where it is another one; a newer version does no finished stage anew."""
 
 
 class StageState(Record):
@@ -180,9 +182,16 @@ def _key(plan: Plan, stage: Stage, stages: Sequence[Stage]) -> str:
     """SHA-256 of all that decides a stage: settings, and the results it is made from."""
     records = {one.name: _record_of(plan, one) for one in stages if one.name in stage.needs}
     made_from = {name: record.result for name, record in records.items() if record}
-    decided = {"settings": dict(stage.settings), "from": made_from, "version": cbtqa.__version__}
+    decided = {"settings": dict(stage.settings), "from": made_from}
     text = json.dumps(decided, sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def versions_of(root: Path) -> dict[str, str]:
+    """By name of a finished stage, the version of cbtqa that did it."""
+    paths = sorted((root / RECORDS).glob("*.json"))
+    records = [parse_record(StageRecord, read_json(path), str(path)) for path in paths]
+    return {one.stage: one.cbtqa_version for one in records}
 
 
 def _record_path(plan: Plan, name: str) -> Path:
@@ -230,7 +239,8 @@ def reproduce(
             error.hint = f"stage {stage.name}: the same command continues there{words}"
             raise
         _check_whole(stage)
-        record = StageRecord(stage=stage.name, key=key, result=sha256_of(stage.marker))
+        result, version = sha256_of(stage.marker), cbtqa.__version__
+        record = StageRecord(stage=stage.name, key=key, result=result, cbtqa_version=version)
         write_json(_record_path(plan, stage.name), record)
 
 

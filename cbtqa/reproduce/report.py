@@ -34,7 +34,7 @@ from cbtqa.report.charts import Interval, Line, interval_chart, line_chart
 from cbtqa.report.page import Head, Lang, Phrase, load_wording, render_page, same
 from cbtqa.report.table import AnyColumn, Cell, Column, Estimate, Table
 from cbtqa.report.words import count, digits, estimate
-from cbtqa.reproduce.pipeline import EXPERIMENT_NAME, Experiment
+from cbtqa.reproduce.pipeline import EXPERIMENT_NAME, Experiment, versions_of
 from cbtqa.reproduce.stages import ReportSettings, n_ratings
 from cbtqa.safety.notices import required_notices
 from cbtqa.simulation.analysis.results import AnalysisReport
@@ -417,8 +417,11 @@ def _provenance(run: Run, words: Words) -> Iterator[Part]:
         for stage, name, one in experiment.recipe.choices()
     ]
     heads = [words["made.setting"], words["made.value"], words["made.from"], words["made.why"]]
+    now = experiment.cbtqa_version
+    others = [(one, f"cbtqa {by}") for one, by in versions_of(run.root).items() if by != now]
     facts = [
-        ("cbtqa", experiment.cbtqa_version),
+        ("cbtqa", now),
+        *others,
         (experiment.data, f"SHA-256 {experiment.data_sha256[:16]}"),
         *package_versions().items(),
     ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import cbtqa
 from cbtqa.errors import DataError, EndpointError, IncompleteRunError, UsageError
 from cbtqa.reproduce.pipeline import (
     chosen_stages,
@@ -14,6 +15,7 @@ from cbtqa.reproduce.pipeline import (
     reproduce,
     state_of,
     states,
+    versions_of,
 )
 from cbtqa.reproduce.stages import Plan, ReproduceSettings, Stage, Watch, written_whole
 
@@ -58,6 +60,22 @@ def test_a_finished_stage_is_not_done_again(plan: Plan) -> None:
     assert verbs.run(plan) == ["build", "finetune:a", "finetune:b", "score"]
     assert verbs.run(plan) == []
     assert [one.state for one in states(plan, verbs.stages())] == ["done"] * 4
+
+
+def test_a_newer_version_does_no_finished_stage_again(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verbs = Verbs(plan.root)
+    with monkeypatch.context() as older:
+        older.setattr(cbtqa, "__version__", "0.0.1")
+        verbs.run(plan, only=("build", "finetune"))
+    assert verbs.run(plan) == ["score"]
+    assert versions_of(plan.root) == {
+        "build": "0.0.1",
+        "finetune:a": "0.0.1",
+        "finetune:b": "0.0.1",
+        "score": cbtqa.__version__,
+    }
 
 
 def test_another_setting_redoes_its_stage_and_those_made_from_it(plan: Plan) -> None:
