@@ -273,8 +273,10 @@ class Gate:
                     gate.in_flight, other.in_flight = gate.in_flight - 1, other.in_flight + 1
                     gate = other
                 else:
+                    # another server may have a free place long before this one may be asked again
+                    most = BACKOFF_FIRST_S if gate.has_alternative else wait
                     # spread over a tenth more, so that a crowd does not start in one instant
-                    await gate.sleep(wait * random.uniform(1.0, 1.1))
+                    await gate.sleep(min(wait, most) * random.uniform(1.0, 1.1))
             if self.closed.is_set():
                 raise GateClosedError
         except BaseException:

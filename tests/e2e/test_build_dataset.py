@@ -277,7 +277,10 @@ def test_text_does_not_leave_the_machine_without_acknowledgement(tmp_path: Path)
     run_cbtqa("build-dataset", questions, *words, cwd=tmp_path, DEEPSEEK_API_KEY="sk-invented")
 
 
-def test_an_endpoint_that_is_gone_ends_with_its_own_code(tmp_path: Path) -> None:
+def test_an_endpoint_that_is_gone_ends_with_its_own_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cbtqa.llm.limits.NEVER_THERE_S", 0.5)  # 8 s where a wheel is tested
     questions = write_questions(tmp_path / "q.json", 3)
     done = run_cbtqa(
         "build-dataset",

@@ -243,6 +243,7 @@ def _in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CBTQA_API_KEY", KEY)
     monkeypatch.setattr(asking, "backoff_s", lambda n_failures: 0.0)
     monkeypatch.setattr(asking, "MOST_RATE_LIMITED", 3)
+    monkeypatch.setattr(limits, "BACKOFF_FIRST_S", 0.0)  # a server out of order is looked at again
     for name in ("NEVER_THERE_S", "LIMITED_FOR_S", "BUSY_FOR_S"):
         monkeypatch.setattr(limits, name, 0.0)
 

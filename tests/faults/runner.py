@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import faulthandler
 import fcntl
+import gc
 import json
 import os
 import resource
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -37,8 +40,7 @@ def main() -> None:
     """Answers every batch with one line."""
     for line in sys.stdin:
         if any(case["words"][0] in ON_TORCH for case in json.loads(line)):
-            for name in ("torch", "transformers", "peft"):
-                import_module(name)
+            load_torch()
         sys.stdout.write(json.dumps(list(_run_all(json.loads(line)))) + "\n")
         sys.stdout.flush()
 
@@ -183,6 +185,26 @@ def load() -> None:
     check_answer("会好起来的。", "none")
     screen("我总是做不好。")
     content_marks([Turn(role="therapist", text="I see.")])
+    gc.freeze()  # a fork that collects would copy every page of what is loaded
+
+
+@cache
+def load_torch() -> None:
+    """The same for what runs on torch: the dry run of one model, whose shape is counted then."""
+    for name in ("torch", "transformers", "peft"):
+        import_module(name)
+    from cbtqa.settings import resolve
+    from cbtqa.tuning.settings import FinetuneSettings
+    from cbtqa.tuning.training.dry_run import dry_run
+
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder, "rows.jsonl")
+        rows.write_text(
+            '{"prompt": "睡不着。", "completion": "先记下来。"}\n' * 2, encoding="utf-8"
+        )
+        flags = {"data": rows, "backbone": "qwen2.5"}
+        dry_run(resolve(FinetuneSettings, flags=flags, environ={}))
+    gc.freeze()
 
 
 if __name__ == "__main__":

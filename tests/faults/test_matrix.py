@@ -42,7 +42,11 @@ from tests.faults.material import (
 )
 from tests.support.program import environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.xdist_group("faults"),  # one runner, which keeps two processes busy
+]
 CODES = {0, 2, 3, 4, 5, 6, 7}
 LIMIT_MB = 1_000
 ROOT = Path(__file__).parents[2]

@@ -21,7 +21,7 @@ from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling
 from cbtqa.llm.cost import Budget, Price
 from cbtqa.llm.endpoint import Endpoint
 from cbtqa.llm.journal import Journal, State
-from cbtqa.llm.limits import Limits
+from cbtqa.llm.limits import REST_S, Limits
 from cbtqa.llm.progress import Progress
 from cbtqa.records import Reason
 from tests.support import endpoint as scripted
@@ -706,10 +706,11 @@ def test_a_server_that_dies_leaves_its_items_to_the_others(journal: Journal) -> 
         return scripted.slow(answer, 0.02)
 
     with ScriptedEndpoint(script) as dies, ScriptedEndpoint(scripted.slow(ok("好"), 0.02)) as lives:
-        limits = Limits(in_flight=16)
+        limits, began = Limits(in_flight=16), time.monotonic()
         summary = run_batch(
             items, EchoTask(), at(dies, lives), journal, limits, on_progress=told.append
         )
+        assert time.monotonic() - began < REST_S, "nobody waits for the dead one to be asked again"
         assert (summary.n_accepted, summary.stopped) == (200, None)
         assert dies.n_paid == 20 and lives.n_paid == 180
         assert len(dies.requests) < 60, "a dead server is asked now and then only"

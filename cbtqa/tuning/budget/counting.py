@@ -14,6 +14,7 @@ states what it adds for them.
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 import weakref
 from contextlib import nullcontext
@@ -204,6 +205,22 @@ def count_shape(
         recomputed=recomputed,
         by_formula=by_formula,
     )
+
+
+_counts: dict[tuple[str, ...], ShapeCount] = {}
+
+
+def count_once(config: Any, lora: Any, dtype: torch.dtype) -> ShapeCount:
+    """`count_shape` under autocast, counted once in a process for the same shape and adapters.
+
+    A count takes one to three seconds, and several dry runs of a model differ in their data alone.
+    """
+    plain = json.dumps(lora.to_dict(), default=repr, sort_keys=True)
+    sizes = config.to_json_string(use_diff=False)
+    key = (type(config).__qualname__, sizes, plain, str(dtype))
+    if key not in _counts:
+        _counts[key] = count_shape(config, lora, dtype=dtype)
+    return _counts[key]
 
 
 KEPT_PER_OUTPUT = 2.2

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from cbtqa.records import Record
-from cbtqa.tuning.budget.counting import ModelSizes, count_shape
+from cbtqa.tuning.budget.counting import ModelSizes, count_once
 from cbtqa.tuning.budget.estimate import Memory, Work, memory_of
 from cbtqa.tuning.libraries import require
 from cbtqa.tuning.settings import FinetuneSettings
@@ -62,7 +62,7 @@ def estimate_cpu(
         return None
     precision: Literal["fp32", "bf16"] = "bf16" if settings.precision == "bf16" else "fp32"
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    count = count_shape(config, lora, dtype=dtype)
+    count = count_once(config, lora, dtype)
     checkpointing = settings.gradient_checkpointing == "on"
     memory = memory_of(
         count,

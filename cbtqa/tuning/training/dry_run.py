@@ -24,7 +24,7 @@ from cbtqa.records import Record
 from cbtqa.settings import Resolved
 from cbtqa.tuning.attention import reason_to_pad
 from cbtqa.tuning.backbones import Backbone, to_config
-from cbtqa.tuning.budget.counting import ShapeCount, count_shape
+from cbtqa.tuning.budget.counting import ShapeCount, count_once
 from cbtqa.tuning.budget.cpu import CpuEstimate, estimate_cpu
 from cbtqa.tuning.budget.estimate import (
     Card,
@@ -164,7 +164,7 @@ def dry_run(
     layout = _lay_out(train.lengths, settings, n_processes)
     dtype = torch.float32 if settings.precision == "fp32" else torch.bfloat16
     lora = lora_config(settings, backbone)
-    count = count_shape(config, lora, dtype=dtype)
+    count = count_once(config, lora, dtype)
     if count.by_formula:
         notes = (*notes, f"memory by formula, not counted: {count.by_formula}")
     work = _work(train, layout, settings, count)

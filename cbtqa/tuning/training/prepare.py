@@ -16,7 +16,7 @@ from cbtqa.manifest import FileEntry
 from cbtqa.settings import Resolved
 from cbtqa.tuning.attention import pack_if_apart, why_not_causal, why_unusable
 from cbtqa.tuning.backbones import Backbone
-from cbtqa.tuning.budget.counting import count_shape
+from cbtqa.tuning.budget.counting import count_once
 from cbtqa.tuning.budget.estimate import memory_of
 from cbtqa.tuning.data.chat_format import ChatFormat
 from cbtqa.tuning.data.encoding import EncodedSet, encode
@@ -155,7 +155,7 @@ def padding_note(backbone: Backbone, reason: str) -> str:
 def _checkpointing(settings: FinetuneSettings, base: Any, config: Any, longest: int) -> bool:
     if settings.gradient_checkpointing != "auto" or not torch.cuda.is_available():
         return settings.gradient_checkpointing == "on"
-    count = count_shape(base.config, config, dtype=base.dtype)
+    count = count_once(base.config, config, base.dtype)
     tokens = max(settings.micro_batch_tokens, longest)
     needed = memory_of(count, tokens, labelled=1.0, is_quantized=settings.method == "qlora")
     card = torch.cuda.get_device_properties(torch.cuda.current_device())
