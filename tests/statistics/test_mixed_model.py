@@ -19,6 +19,7 @@ from cbtqa.statistics.mixed_model import (
     GroupSums,
     Method,
     MixedFit,
+    Wald,
     bootstrap_icc,
     closed_ratio,
     cohen_f,
@@ -26,6 +27,7 @@ from cbtqa.statistics.mixed_model import (
     explained_variance,
     fit_mixed,
     holm_sidak,
+    likelihood_ratio,
     pairwise,
     search_ratio,
     solve,
@@ -192,14 +194,36 @@ def test_published_omnibus_figures_follow_from_published_means_and_variances() -
     assert pair.p_adjusted == pytest.approx(0.00033, abs=0.00003)
 
 
-def test_cohens_f_follows_from_the_f_of_a_one_way_analysis() -> None:
-    from scipy.stats import f_oneway
+def test_cohens_f_is_that_of_the_model_and_of_chance_alone() -> None:
+    assert round(cohen_f(Wald(name="arms", chi2=185.15162623709278, df=5, p=0.0), 900), 4) == 0.4551
+    assert round(cohen_f(Wald(name="arms", chi2=140.36697080118935, df=5, p=0.0), 900), 4) == 0.3962
+    found = []
+    for seed in range(200):
+        y, x, groups = balanced(seed)
+        y = np.random.default_rng(seed).normal(size=len(y))
+        found.append(cohen_f(wald(fit_mixed(y, x, NAMES, groups), ARMS[1:]), len(y)))
+    assert 0.18 < np.mean(found) < 0.22  # where arms do not differ
 
-    y = balanced(13)[0].reshape(20, 6)
-    expected = math.sqrt(5 * f_oneway(*y.T).statistic / 120)
-    assert cohen_f(list(y.T)) == pytest.approx(expected)
-    assert cohen_f([np.ones(4), np.ones(4)]) is None
-    assert cohen_f([np.ones(4)]) is None
+
+def test_a_likelihood_ratio_equals_statsmodels() -> None:
+    import pandas as pd
+    from statsmodels.formula.api import mixedlm
+
+    y, x, groups = balanced(7)
+    frame = pd.DataFrame({"y": y, "arm": x[:, 1:] @ np.arange(1, x.shape[1]), "group": groups})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = [
+            mixedlm(formula, frame, groups="group").fit(reml=False, method=["powell"])
+            for formula in ("y ~ C(arm)", "y ~ 1")
+        ]
+    larger = fit_mixed(y, x, NAMES, groups, method="ml")
+    found = likelihood_ratio(larger, fit_mixed(y, x[:, :1], NAMES[:1], groups, method="ml"))
+    assert found.log_likelihood == pytest.approx(theirs[0].llf, abs=1e-4)
+    assert found.chi2 == pytest.approx(2 * (theirs[0].llf - theirs[1].llf), abs=1e-3)
+    assert found.df == 5
+    with pytest.raises(ValueError, match="two fits by ML"):
+        likelihood_ratio(larger, fit_mixed(y, x, NAMES, groups))
 
 
 def test_holm_sidak_equals_statsmodels() -> None:

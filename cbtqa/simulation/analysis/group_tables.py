@@ -1,0 +1,143 @@
+"""The exploratory part of an analysis as tables: for the page, the terminal and CSV files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cbtqa.report.page import load_wording
+from cbtqa.report.table import AnyColumn, Column, Estimate, Row, Table
+from cbtqa.report.words import digits, number, p_value, share, signed
+from cbtqa.simulation.analysis.results import (
+    AnalysisReport,
+    Exploration,
+    GroupedResult,
+    GroupOfPatients,
+    InstrumentResult,
+)
+from cbtqa.simulation.analysis.tests_in_words import f_text, wald_text
+
+WORDS = load_wording("cbtqa.simulation", "analysis.yaml")
+CLEAR = 0.05
+_SHOWS = {
+    **dict.fromkeys(("p", "p_adjusted"), p_value),
+    "rate": share,
+    "loss": digits(3),
+    "difference": signed,
+}
+
+
+def _heads(*names: str) -> list[Column]:
+    return [Column(WORDS[f"columns.{name}"], _SHOWS.get(name, number)) for name in names]
+
+
+def wins_table(result: InstrumentResult) -> Table:
+    """With how many patients the second arm of each pair is ahead of the first."""
+    found = result.exploration.wins if result.exploration else ()
+    rows: list[Row] = [
+        (
+            f"{one.second} > {one.first}",
+            *(one.n, one.wins, one.losses),
+            Estimate(one.rate, one.low, one.high, one.reason),
+            *(one.p, one.p_adjusted),
+        )
+        for one in found
+    ]
+    heads = _heads("pair", "patients", "wins", "losses", "rate", "p", "p_adjusted")
+    return Table(heads, rows, WORDS["captions.wins"])
+
+
+def attributes_table(result: InstrumentResult) -> Table:
+    """Whether arms compare differently in groups of patients, an attribute a row."""
+    found = result.exploration.groups if result.exploration else ()
+    rows: list[Row] = [
+        (
+            ", ".join((one.attribute, *one.same_as)),
+            ", ".join(f"{group.level} {group.n_patients}" for group in one.groups),
+            f_text(one.interaction),
+            wald_text(one.published) if one.published and one.interaction.p is not None else None,
+            clear_within(one),
+        )
+        for one in found
+    ]
+    heads = _heads("attribute", "groups", "interaction", "ratio", "clear")
+    return Table(heads, rows, WORDS["captions.attributes"])
+
+
+def clear_within(one: GroupedResult) -> str:
+    """Such as `22 of 60`: pairs within groups below .05 after Benjamini-Hochberg."""
+    adjusted = [pair.p_adjusted for group in one.groups for pair in group.pairs]
+    tested = [p for p in adjusted if p is not None]
+    return f"{sum(p < CLEAR for p in tested)} of {len(tested)}" if tested else "not tested"
+
+
+def group_means(one: GroupedResult) -> Table:
+    """Means of the arms in each group of patients."""
+    arms = list(one.groups[0].means) if one.groups else []
+    rows: list[Row] = [
+        (group.level, group.n_patients, *(group.means[arm] for arm in arms), _ahead(group))
+        for group in one.groups
+    ]
+    heads: list[AnyColumn] = [Column(one.attribute), *_heads("patients")]
+    heads += [*(Column(arm, number) for arm in arms), *_heads("clear")]
+    return Table(heads, rows, WORDS["captions.group_means"].fill(attribute=one.attribute))
+
+
+def _ahead(group: GroupOfPatients) -> str | None:
+    """Pairs that differ in this group, the higher first."""
+    reasons = [one.reason for one in group.pairs if one.reason]
+    if len(reasons) == len(group.pairs):
+        return reasons[0] if reasons else None
+    found = [
+        " > ".join(
+            (one.second, one.first) if (one.difference or 0) > 0 else (one.first, one.second)
+        )
+        for one in group.pairs
+        if one.p_adjusted is not None and one.p_adjusted < CLEAR
+    ]
+    return ", ".join(found) or "-"
+
+
+def prediction_table(result: InstrumentResult) -> Table:
+    """What the total is predicted from in patients that the model has not seen."""
+    found = result.exploration.prediction if result.exploration else None
+    rows = [
+        (one.name, Estimate(one.loss, one.least, one.most))
+        for one in (found.features if found else ())
+    ]
+    caption = WORDS["captions.prediction"].fill(
+        r2=number(found.r2 if found else None, 3), mae=number(found.mae if found else None)
+    )
+    return Table(_heads("feature", "loss"), rows, caption)
+
+
+def _each(report: AnalysisReport) -> Iterator[tuple[str, Exploration]]:
+    for result in report.instruments:
+        if result.exploration is not None:
+            yield result.instrument, result.exploration
+
+
+def wins_file(report: AnalysisReport) -> Table:
+    """Every pair of every headline total."""
+    names = ("first", "second", "n", "wins", "losses", "rate", "low", "high", "p", "p_adjusted")
+    rows: list[Row] = [
+        (instrument, found.total, *(getattr(one, name) for name in (*names, "reason")))
+        for instrument, found in _each(report)
+        for one in found.wins
+    ]
+    return Table(["instrument", "total", *names, "reason"], rows)
+
+
+def groups_file(report: AnalysisReport) -> Table:
+    """Every pair within every group of patients."""
+    names = ("first", "second", "n", "difference", "p", "p_adjusted", "effect", "reason")
+    rows: list[Row] = [
+        (
+            *(instrument, found.total, divided.attribute, group.level),
+            *(getattr(one, name) for name in names),
+        )
+        for instrument, found in _each(report)
+        for divided in found.groups
+        for group in divided.groups
+        for one in group.pairs
+    ]
+    return Table(["instrument", "total", "attribute", "level", *names], rows)
