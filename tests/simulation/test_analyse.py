@@ -392,12 +392,7 @@ def test_instruments_are_listed_and_shown() -> None:
 @pytest.mark.skipif(SCORES is None, reason="CBTQA_CTRS_SCORES names no file")
 def test_what_the_study_did_not_print_is_found_in_its_scores() -> None:
     """What it printed is compared with `papers.yaml` in tests/test_papers.py."""
-    report = analysed(
-        Path(SCORES or ""),
-        arm_factors="model,variant",
-        terms="model,variant,z(session)",
-        reference=("model=llama", "variant=finetune"),
-    )
+    report = analysed(Path(SCORES or ""))
     (result,) = report.instruments
     published, found = result.outcomes[0].published, result.outcomes[0].comparison
     assert sum(one.p_adjusted < 0.05 for one in published.contrasts) == 14

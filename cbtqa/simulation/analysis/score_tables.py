@@ -214,10 +214,11 @@ def _find_forms(
     matches = [_match(form, columns.free(), given) for form in named]
     whole = [one for one in matches if not one.lacking]
     partial = [one for one in matches if one.lacking and one.mapping]
+    numbered = [one for one in partial if one.is_numbered and not _is_within(one, whole)]
     if names:
         wrong = [one for one in matches if one.lacking]
-    elif whole:
-        wrong = [one for one in partial if one.is_numbered and not _is_within(one, whole)]
+    elif whole or numbered:
+        wrong = numbered
     else:
         wrong = sorted(partial, key=lambda one: len(one.lacking))[:1]
     columns.problems += [
