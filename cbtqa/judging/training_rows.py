@@ -17,7 +17,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -157,24 +157,24 @@ def export_judge_rows(
         for shown in folder.plan
         if (row := made.row(shown, answers.get(shown.code))) is not None
     ]
-    splits = _splits([folder.item_of(shown).question_id for shown, _ in rows], settings)
+    refuse_empty(
+        len(rows),
+        len(folder.plan),
+        "presentations made a row",
+        made.left_out,
+        kept=None,
+        hint="cbtqa rate status STUDY shows what is open; ratings without a quote are taken "
+        "without --quoted-only",
+    )
     make_folder(out)
     (out / MANIFEST_NAME).unlink(missing_ok=True)
-    names, counts = [], {}
-    for split in SPLITS:
-        own = [one for one in rows if splits[folder.item_of(one[0]).question_id] == split]
-        counts[split] = len(own)
-        write_jsonl(out / f"{split}.jsonl", (row for _, row in own))
-        write_jsonl(out / f"{split}.meta.jsonl", (_meta(folder, shown) for shown, _ in own))
-        names += [f"{split}.jsonl", f"{split}.meta.jsonl"]
     found = JudgeRows(
-        n_rows=counts,
+        n_rows=_write(folder, rows, out, settings),
         evidence=dict(made.evidence),
         left_out=dict(sorted(made.left_out.items())),
         max_length=1024 * math.ceil(ROOM * made.longest / 1024),
     )
     folder.log("exported", to="judge-sft", n=len(rows))
-    refuse_empty(len(rows), len(folder.plan), "presentations made a row", made.left_out, kept=out)
     manifest = new_manifest(
         "judge-rows",
         resolved,
@@ -182,10 +182,27 @@ def export_judge_rows(
         inputs=(describe_file(folder.path / "items.jsonl"),),
         prompts={form.task.prompt.name: form.task.prompt.sha256},
         counts={"study": folder.study.id, "rubric": folder.study.rubric, **found.model_dump()},
-        files=tuple(describe_file(out / name, out) for name in names),
+        files=tuple(describe_file(path, out) for path in sorted(out.glob("*.jsonl"))),
     )
     write_manifest(out, manifest)
     return found
+
+
+def _write(
+    folder: StudyFolder,
+    rows: Sequence[tuple[Presentation, Row]],
+    out: Path,
+    settings: JudgeRowSettings,
+) -> dict[str, int]:
+    """The files of each split, and how many rows it has."""
+    splits = _splits([folder.item_of(shown).question_id for shown, _ in rows], settings)
+    counts: dict[str, int] = {}
+    for split in SPLITS:
+        own = [one for one in rows if splits[folder.item_of(one[0]).question_id] == split]
+        counts[split] = len(own)
+        write_jsonl(out / f"{split}.jsonl", (row for _, row in own))
+        write_jsonl(out / f"{split}.meta.jsonl", (_meta(folder, shown) for shown, _ in own))
+    return counts
 
 
 def _meta(folder: StudyFolder, shown: Presentation) -> Row:

@@ -114,12 +114,8 @@ def analyse(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Mater
     settings = resolved.values
     is_study = settings.source.is_dir() or settings.judged is not None
     material = _from_study(settings) if is_study else _from_table(settings)
-    arms, baseline = material.arms, settings.baseline
-    if baseline is not None:
-        if baseline not in arms:
-            raise UsageError(f"no arm '{baseline}'", hint=f"arms: {', '.join(arms)}")
-        arms = (baseline, *(arm for arm in arms if arm != baseline))
-    material = _with_equal_patients(replace(material, arms=arms), settings.common_patients)
+    material = replace(material, arms=_ordered(material.arms, settings.baseline))
+    material = _with_equal_patients(material, settings.common_patients)
     settings, material = _with_known_terms(settings, material)
     results, correlations = [], []
     agreement: list[AgreementRow] = []
@@ -166,6 +162,15 @@ def analyse(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Mater
     alarms = tuple(all_alarms(report, judged, material.notes))
     report = report.model_copy(update={"alarms": alarms})
     return report.model_copy(update={"methods": methods_text(report, settings).en}), material
+
+
+def _ordered(arms: tuple[str, ...], baseline: str | None) -> tuple[str, ...]:
+    """The baseline first."""
+    if baseline is None:
+        return arms
+    if baseline not in arms:
+        raise UsageError(f"no arm '{baseline}'", hint=f"arms: {', '.join(arms)}")
+    return (baseline, *(arm for arm in arms if arm != baseline))
 
 
 def _from_table(settings: AnalysisSettings) -> Material:
