@@ -24,6 +24,7 @@ from cbtqa.errors import DataError, UsageError
 from cbtqa.files import write_json, write_text
 from cbtqa.judging.correction import HumanSample, sample_of
 from cbtqa.manifest import MANIFEST_NAME, describe_file, new_manifest, now, write_manifest
+from cbtqa.paths import make_folder
 from cbtqa.records import ItemRating, Session
 from cbtqa.report.table import Table
 from cbtqa.settings import Resolved
@@ -339,7 +340,7 @@ def run_analysis(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, 
 
     Raises:
         DataError: there is no such source.
-        UsageError: as `analyse`.
+        UsageError: as `analyse`, or there can be no such folder as `out`.
     """
     started, settings = now(), resolved.values
     if not settings.source.exists():
@@ -347,6 +348,8 @@ def run_analysis(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, 
             "no such study or table", where=str(settings.source), hint="cbtqa simulate run"
         )
     out = settings.out or (settings.source / ANALYSIS if settings.source.is_dir() else None)
+    if out is not None:
+        make_folder(out)
     report, material = analyse(resolved)
     if out is None:
         return report, None
