@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from cbtqa.report.page import load_wording
 from cbtqa.report.table import AnyColumn, Column, Estimate, Row, Table
@@ -11,8 +11,8 @@ from cbtqa.simulation.analysis.results import (
     AnalysisReport,
     Exploration,
     GroupedResult,
-    GroupOfPatients,
     InstrumentResult,
+    PairWithin,
 )
 from cbtqa.simulation.analysis.tests_in_words import f_text, wald_text
 
@@ -49,52 +49,50 @@ def wins_table(result: InstrumentResult) -> Table:
 def attributes_table(result: InstrumentResult) -> Table:
     """Whether arms compare differently in groups of patients, an attribute a row."""
     found = result.exploration.groups if result.exploration else ()
-    rows: list[Row] = [
-        (
-            ", ".join((one.attribute, *one.same_as)),
-            ", ".join(f"{group.level} {group.n_patients}" for group in one.groups),
-            f_text(one.interaction),
-            wald_text(one.published) if one.published and one.interaction.p is not None else None,
-            clear_within(one),
-        )
-        for one in found
-    ]
+    rows: list[Row] = []
+    for one in found:
+        is_tested = one.interaction.p is not None
+        ratio = wald_text(one.published) if one.published and is_tested else None
+        names = ", ".join((one.attribute, *one.same_as))
+        pairs = [pair for group in one.groups for pair in group.pairs]
+        rows.append((names, _sizes(one), f_text(one.interaction), ratio, _clear(pairs)))
     heads = _heads("attribute", "groups", "interaction", "ratio", "clear")
     return Table(heads, rows, WORDS["captions.attributes"])
 
 
-def clear_within(one: GroupedResult) -> str:
-    """Such as `22 of 60`: pairs within groups below .05 after Benjamini-Hochberg."""
-    adjusted = [pair.p_adjusted for group in one.groups for pair in group.pairs]
-    tested = [p for p in adjusted if p is not None]
-    return f"{sum(p < CLEAR for p in tested)} of {len(tested)}" if tested else "not tested"
+def _sizes(one: GroupedResult) -> str:
+    """Such as `4 of 31 to 51`."""
+    sizes = [group.n_patients for group in one.groups]
+    return f"{len(sizes)} of {min(sizes)} to {max(sizes)}" if sizes else "0"
+
+
+def _clear(pairs: Sequence[PairWithin]) -> str:
+    """Such as `30 of 60`: pairs below .05 after Benjamini-Hochberg."""
+    n_tested = sum(one.p_adjusted is not None for one in pairs)
+    if not n_tested:
+        return next((one.reason for one in pairs if one.reason), "not tested")
+    return f"{_n_clear(pairs)} of {n_tested}"
+
+
+def _n_clear(pairs: Sequence[PairWithin]) -> int | None:
+    """None where none was tested."""
+    tested = [one.p_adjusted for one in pairs if one.p_adjusted is not None]
+    return sum(p < CLEAR for p in tested) if tested else None
 
 
 def group_means(one: GroupedResult) -> Table:
     """Means of the arms in each group of patients."""
     arms = list(one.groups[0].means) if one.groups else []
     rows: list[Row] = [
-        (group.level, group.n_patients, *(group.means[arm] for arm in arms), _ahead(group))
+        (
+            *(group.level, group.n_patients, _n_clear(group.pairs)),
+            *(group.means[arm] for arm in arms),
+        )
         for group in one.groups
     ]
-    heads: list[AnyColumn] = [Column(one.attribute), *_heads("patients")]
-    heads += [*(Column(arm, number) for arm in arms), *_heads("clear")]
+    heads: list[AnyColumn] = [Column(one.attribute), *_heads("patients", "clear")]
+    heads += [Column(arm, number) for arm in arms]
     return Table(heads, rows, WORDS["captions.group_means"].fill(attribute=one.attribute))
-
-
-def _ahead(group: GroupOfPatients) -> str | None:
-    """Pairs that differ in this group, the higher first."""
-    reasons = [one.reason for one in group.pairs if one.reason]
-    if len(reasons) == len(group.pairs):
-        return reasons[0] if reasons else None
-    found = [
-        " > ".join(
-            (one.second, one.first) if (one.difference or 0) > 0 else (one.first, one.second)
-        )
-        for one in group.pairs
-        if one.p_adjusted is not None and one.p_adjusted < CLEAR
-    ]
-    return ", ".join(found) or "-"
 
 
 def prediction_table(result: InstrumentResult) -> Table:
