@@ -323,8 +323,10 @@ def _show_exploration(result: InstrumentResult) -> None:
     tested = [one for one in found.wins if one.p_adjusted is not None]
     if tested:
         n = sum((one.p_adjusted or 0) < 0.05 for one in tested)
-        how = "sign test, Holm p < 0.05"
-        say(f"win rates: {n} of {len(tested)} pairs with one arm ahead ({how}); --out has them all")
+        how, fewest = "sign test, Holm p < 0.05", min(one.n for one in tested)
+        if 2 * 0.5**fewest > 0.05:
+            how += f"; of {fewest} patients no p is below {2 * 0.5**fewest:g}"
+        say(f"win rates: {n} of {len(tested)} pairs with one arm ahead ({how})")
     if found.groups:
         show_table(attributes_table(result))
     if found.prediction is not None:

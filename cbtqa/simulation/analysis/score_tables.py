@@ -94,6 +94,8 @@ class _Columns:
     names: Sequence[str]
     used: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    """Columns that were taken for nothing, where there are problems."""
 
     def free(self) -> list[str]:
         return [name for name in self.names if name not in self.used.values()]
@@ -137,9 +139,9 @@ def read_table(
         columns.take("words", settings.words_column, is_needed=True)
     forms = _find_forms(columns, rows, settings, instruments)
     if columns.problems:
-        shown = ", ".join(columns.names)
-        hint = f"columns: {shown}; name a column by its flag, an item by --item 'COLUMN=item'"
-        raise DataError("; ".join(columns.problems), where=str(path), hint=hint)
+        hint = f"other columns: {_some(columns.unknown, 12)}" if columns.unknown else ""
+        hint += "; name a column by its flag, an item by --item 'COLUMN=item'"
+        raise DataError("; ".join(columns.problems), where=str(path), hint=hint.lstrip("; "))
     arms = dict.fromkeys(_cell(row, columns.used["arm"]) for _, row in rows)
     pattern, factors = _factors(arms, settings, str(path))
     traits = _traits(rows, columns, settings)
@@ -171,8 +173,12 @@ def _reading(
     if pattern is not None:
         yield f"factors of arms: {pattern.id}"
     if unused := [name for name in columns.names if name not in taken]:
-        more = f" and {len(unused) - 4} more" if len(unused) > 4 else ""
-        yield f"not used: {', '.join(unused[:4])}{more}"
+        yield f"not used: {_some(unused, 4)}"
+
+
+def _some(names: Sequence[str], n: int) -> str:
+    more = f" and {len(names) - n} more" if len(names) > n else ""
+    return ", ".join(names[:n]) + more
 
 
 def _drop_unless_numbers(columns: _Columns, rows: Rows) -> None:
@@ -229,6 +235,8 @@ def _find_forms(
     if not whole and not wrong:
         columns.problems.append(f"no items of an instrument ({', '.join(shipped_instruments())})")
     if columns.problems:
+        taken = {column for one in wrong for column in one.mapping}
+        columns.unknown = [name for name in columns.free() if name not in taken]
         return []
     kept = whole if names else _without_doubles(whole, rows)
     return [(one.form, one.mapping) for one in kept]
@@ -245,7 +253,7 @@ def _given_items(
         if column not in names or item not in items:
             raise UsageError(
                 f"--item {entry}: expected COLUMN=item",
-                hint=f"items: {', '.join(sorted(items))}; columns: {', '.join(names)}",
+                hint=f"items: {_some(sorted(items), 12)}; columns: {_some(names, 12)}",
             )
         given[column] = item
     return given
