@@ -263,7 +263,7 @@ class _Made(Generic[AskT]):
         item = self.folder.item_of(shown)
         ask = self.form.ask(item, self.folder.study.raters.index(shown.rater))
         request = self.form.task.request(ask)
-        entries = dict(self._entries(item, answer))
+        entries = dict(self._entries(ask, item, answer))
         if len(entries) < len(self.form.task.criteria):
             self.left_out["no_quote"] += 1
             return None
@@ -295,22 +295,30 @@ class _Made(Generic[AskT]):
         is_open = answer is None or any(answer.values.get(name) is None for name in scales)
         return "open" if is_open else None
 
-    def _entries(self, item: Item, answer: Answer) -> Iterator[tuple[str, tuple[Row, str]]]:
+    def _entries(
+        self, ask: AskT, item: Item, answer: Answer
+    ) -> Iterator[tuple[str, tuple[Row, str]]]:
         """Criterion to its entry in the reply and the origin of its evidence."""
         for criterion in self.form.task.criteria:
             value = int(answer.values[criterion.id] or 0)  # none is open: `_unfit`
-            reason = _anchor(criterion, value, self.form.lang)
-            given = answer.evidence.get(criterion.id)
-            if given:
-                evidence, origin = self.form.quote(item, given), BY_RATER
-            elif quoted := self.quotes.of(item, criterion.id, value):
-                (evidence, reason), origin = (quoted[0], quoted[1] or reason), BY_JUDGE
-            elif not self.quoted_only:
-                evidence, origin = self.form.stand_in(item), BY_LENGTH
-            else:
-                continue
-            entry = {"evidence": evidence, "reason": reason, "rating": value}
-            yield criterion.id, (entry, origin)
+            anchor = _anchor(criterion, value, self.form.lang)
+            for evidence, reason, origin in self._evidence(item, answer, criterion.id, value):
+                # a rater may quote the question, and the judge may not
+                if self.form.task.rests_on(ask, criterion, value, evidence):
+                    entry = {"evidence": evidence, "reason": reason or anchor, "rating": value}
+                    yield criterion.id, (entry, origin)
+                    break
+
+    def _evidence(
+        self, item: Item, answer: Answer, criterion: str, value: int
+    ) -> Iterator[tuple[str, str, str]]:
+        """Evidence, the reason that goes with it and its origin, the best first."""
+        if given := answer.evidence.get(criterion):
+            yield self.form.quote(item, given), "", BY_RATER
+        if quoted := self.quotes.of(item, criterion, value):
+            yield *quoted, BY_JUDGE
+        if not self.quoted_only:
+            yield self.form.stand_in(item), "", BY_LENGTH
 
 
 def _in_order(request: ChatRequest, entries: Mapping[str, Row]) -> Row:

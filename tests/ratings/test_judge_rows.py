@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,26 @@ def test_a_judges_quote_stands_where_it_gave_the_same_rating(
     )
     entry = json.loads(row["completion"][0]["content"])[name]
     assert entry == {"evidence": quote, "reason": "因为如此", "rating": given[shown.code][name]}
+
+
+def test_a_quote_of_the_question_is_no_evidence_for_the_judge(
+    make_study: MakeStudy, tmp_path: Path
+) -> None:
+    made = make_study()
+    scales = made.folder.rubric.scales
+    criteria = [one.model_copy(update={"evidence": True}) for one in scales]
+    rubric = made.folder.rubric.model_copy(update={"criteria": tuple(criteria)})
+    folder = replace(made.folder, rubric=rubric)
+    with Store(folder.store_path, folder.study.id) as store:
+        fill(folder, store)
+        first, second = [p for p in folder.plan if p.rater == "R1" and not p.repeat][:2]
+        name = scales[0].id
+        asked, said = folder.item_of(first).question, folder.item_of(second).answer[:9]
+        for shown, words in ((first, asked), (second, said)):
+            change = Change(shown.code, f"evidence:{name}", words)
+            store.add("R1", "test", [Event(f"{shown.code}:quote", change)])
+        found = exported(folder, store, tmp_path / "rows")
+    assert found.evidence == {"rater": 1, "longest sentence": 48 * len(scales) - 1}
 
 
 def test_nothing_quoted_is_nothing_written_where_quotes_are_asked_for(
