@@ -124,6 +124,21 @@ def test_arms_without_a_known_pattern_have_no_factors(tmp_path: Path) -> None:
     assert not any("factors" in one for one in report.reading)
 
 
+def test_a_rubric_of_one_s_own_with_one_item_is_read(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(
+        "id: own\nversion: 1\ntitle: {zh: 量表, en: Own}\nsource: invented\nshows: transcript\n"
+        "guidelines: {zh: 说明}\nsections: [{id: s, title: {zh: 一}}]\n"
+        "totals: [{id: t, name: {zh: 总分}, sections: [s]}]\ncriteria:\n"
+        "  - {id: pace, section: s, name: {zh: 一}, question: {zh: 问}, low: 1, high: 5}\n",
+        encoding="utf-8",
+    )
+    rows = [{"client": f"c{k % 6}", "system": "ab"[k // 6], "Pace!": 1 + k % 5} for k in range(12)]
+    path = write(tmp_path / "s.csv", rows)
+    report = analysed(path, instrument=(str(tmp_path / "own.yaml"),))
+    assert "own: 1 columns, Pace! to Pace!" in report.reading
+    assert report.instruments[0].exploration is not None
+
+
 # --- bad input -----------------------------------------------------------------------------------
 
 

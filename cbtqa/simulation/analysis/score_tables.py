@@ -167,8 +167,8 @@ def _reading(
     for what, name in columns.used.items():
         yield f"{what}: {name}"
     for form, mapping in forms:
-        first, *_, last = mapping
-        yield f"{form.id}: {len(mapping)} columns, {first} to {last}"
+        own = list(mapping)
+        yield f"{form.id}: {len(own)} columns, {own[0]} to {own[-1]}"
         taken |= set(mapping)
     if pattern is not None:
         yield f"factors of arms: {pattern.id}"
