@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from cbtqa.report.page import load_wording
+from cbtqa.report.page import Phrase, load_wording
 from cbtqa.report.table import AnyColumn, Column, Estimate, Row, Table
 from cbtqa.report.words import digits, number, p_value, share, signed
 from cbtqa.simulation.analysis.results import (
@@ -30,6 +30,10 @@ def _heads(*names: str) -> list[Column]:
     return [Column(WORDS[f"columns.{name}"], _SHOWS.get(name, number)) for name in names]
 
 
+def _title(result: InstrumentResult) -> Phrase:
+    return Phrase(zh=result.title_zh, en=result.title)
+
+
 def wins_table(result: InstrumentResult) -> Table:
     """With how many patients the second arm of each pair is ahead of the first."""
     found = result.exploration.wins if result.exploration else ()
@@ -43,7 +47,7 @@ def wins_table(result: InstrumentResult) -> Table:
         for one in found
     ]
     heads = _heads("pair", "patients", "wins", "losses", "rate", "p", "p_adjusted")
-    return Table(heads, rows, WORDS["captions.wins"])
+    return Table(heads, rows, WORDS["captions.wins"].fill(instrument=_title(result)))
 
 
 def attributes_table(result: InstrumentResult) -> Table:
@@ -57,7 +61,7 @@ def attributes_table(result: InstrumentResult) -> Table:
         pairs = [pair for group in one.groups for pair in group.pairs]
         rows.append((names, _sizes(one), f_text(one.interaction), ratio, _clear(pairs)))
     heads = _heads("attribute", "groups", "interaction", "ratio", "clear")
-    return Table(heads, rows, WORDS["captions.attributes"])
+    return Table(heads, rows, WORDS["captions.attributes"].fill(instrument=_title(result)))
 
 
 def _sizes(one: GroupedResult) -> str:
@@ -103,7 +107,9 @@ def prediction_table(result: InstrumentResult) -> Table:
         for one in (found.features if found else ())
     ]
     caption = WORDS["captions.prediction"].fill(
-        r2=number(found.r2 if found else None, 3), mae=number(found.mae if found else None)
+        instrument=_title(result),
+        r2=number(found.r2 if found else None, 3),
+        mae=number(found.mae if found else None),
     )
     return Table(_heads("feature", "loss"), rows, caption)
 
