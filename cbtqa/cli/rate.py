@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from cbtqa.cli.console import give, print_json, say
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, Newest, settings_flags
-from cbtqa.judging.training_rows import JudgeRowSettings
+from cbtqa.judging.training_rows import JudgeForm, JudgeRowSettings
 from cbtqa.ratings.design import NewStudySettings, create_study
 from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import StudyFolder, open_study
@@ -276,10 +276,13 @@ def _export_judge_rows(
     from cbtqa.judging.training_rows import answer_form, export_judge_rows
     from cbtqa.simulation.judging.task import session_form
 
-    make = session_form if folder.rubric.shows == "transcript" else answer_form
-    found = export_judge_rows(
-        folder, store, make(folder.rubric, resolved.values.prompt), out, resolved
+    prompt = resolved.values.prompt
+    form: JudgeForm[Any] = (
+        session_form(folder.rubric, prompt)
+        if folder.rubric.shows == "transcript"
+        else answer_form(folder.rubric, prompt)
     )
+    found = export_judge_rows(folder, store, form, out, resolved)
     counted = {"rows": found.n_rows, "evidence": found.evidence, "left out": found.left_out}
     rows = [(kind, name, n) for kind, counts in counted.items() for name, n in counts.items()]
     give(as_json, found, Table(["what", "", "n"], rows, "Rows to tune a judge on"))

@@ -76,7 +76,8 @@ def permutation_importance(
     fold_of = generator.permutation(np.arange(len(names)) % N_FOLDS)[member]
     place = _places(columns)
     x = np.column_stack(list(columns.values())).astype(np.float64)
-    predicted, losses = np.empty_like(y, dtype=np.float64), {name: [] for name in columns}
+    predicted = np.empty_like(y, dtype=np.float64)
+    losses: dict[str, list[float]] = {name: [] for name in columns}
     for fold in range(N_FOLDS):
         held = fold_of == fold
         model = _Ridge(x[~held], y[~held], member[~held])

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from cbtqa.report.page import Phrase, load_wording
 from cbtqa.report.table import AnyColumn, Column, Estimate, Row, Table
-from cbtqa.report.words import digits, number, p_value, share, signed
+from cbtqa.report.words import Show, digits, number, p_value, share, signed
 from cbtqa.simulation.analysis.results import (
     AnalysisReport,
     Exploration,
@@ -18,7 +18,7 @@ from cbtqa.simulation.analysis.tests_in_words import f_text, wald_text
 
 WORDS = load_wording("cbtqa.simulation", "analysis.yaml")
 CLEAR = 0.05
-_SHOWS = {
+_SHOWS: dict[str, Show] = {
     **dict.fromkeys(("p", "p_adjusted"), p_value),
     "rate": share,
     "loss": digits(3),

@@ -60,8 +60,8 @@ class _Cells:
 
     def whole(self) -> _Cells:
         """Those patients who have every arm."""
-        kept = ~np.isnan(self.table).any(axis=1)
-        return self.of([one for one, is_kept in zip(self.patients, kept, strict=True) if is_kept])
+        lacking = np.isnan(self.table).sum(axis=1).tolist()
+        return self.of([one for one, n in zip(self.patients, lacking, strict=True) if not n])
 
     def groups(self, attribute: str) -> dict[str, list[str]]:
         """Level to its patients; those without the attribute are in none."""
@@ -212,7 +212,7 @@ def _interaction(cells: _Cells, levels: Sequence[str]) -> LikelihoodRatio:
     group = [(of_row == level).astype(np.float64) for level in sorted(set(levels))[1:]]
     plain = [np.ones(len(rows)), *arm, *group]
     both = [*plain, *(a * g for a in arm for g in group)]
-    y, patients = cells.table[rows, columns], [cells.patients[row] for row in rows]
+    y, patients = cells.table[rows, columns], [cells.patients[row] for row in rows.tolist()]
     larger, smaller = (
         fit_mixed(y, np.stack(x, axis=1), [f"x{k}" for k in range(len(x))], patients, method="ml")
         for x in (both, plain)
