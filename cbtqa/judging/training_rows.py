@@ -69,7 +69,7 @@ class JudgeRowSettings(Settings):
     """Folder of cbtqa judge on the same answers: where it gave a rater's rating, its quote and
     reason stand where the rater quoted nothing."""
     quoted_only: bool = False
-    """Leave out ratings without such a quote, in place of quoting the longest sentence."""
+    """Leave out rows that lack such a quote, in place of quoting the longest sentence."""
     seed: int = Field(0, ge=0)
     """Of the splits."""
     validation: float = Field(0.1, ge=0, lt=1)
