@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import os
 import warnings
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +31,6 @@ from cbtqa.statistics.mixed_model import (
     wald,
 )
 
-SCORES = os.environ.get("CBTQA_CTRS_SCORES")  # read at import: tests run without CBTQA_*
 ARMS = ("base", "base-cot", "tuned", "tuned-cot", "orpo", "orpo-cot")
 ROWS = np.hstack([np.ones((6, 1)), np.eye(6)[:, 1:]])
 NAMES = ("intercept", *ARMS[1:])
@@ -263,33 +259,3 @@ def test_the_interval_of_the_icc_covers_the_truth_and_repeats_itself() -> None:
     assert hits >= 15
     assert bootstrap_icc(y, x, groups, n_trials=60) == interval
     assert bootstrap_icc(y[:12], x[:12], groups[:12]) is None
-
-
-# --- the study of arXiv 2412.00251 ---------------------------------------------------------------
-
-
-@pytest.mark.skipif(SCORES is None, reason="CBTQA_CTRS_SCORES names no file")
-def test_published_coefficients_come_out_of_the_published_scores() -> None:
-    with Path(SCORES or "").open(encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    items = list(rows[0])[3:]
-    y = np.array([float(sum(int(row[item]) for item in items)) for row in rows])
-    session = np.array([float(row["session"]) for row in rows])
-    columns = [
-        np.ones(len(rows)),
-        np.array([row["arm"].startswith("mistral") for row in rows]),
-        np.array([row["arm"].startswith("qwen") for row in rows]),
-        np.array([row["arm"].endswith("instruct") for row in rows]),
-        (session - session.mean()) / session.std(),
-    ]
-    names = ("intercept", "mistral", "qwen", "instruct", "session")
-    patients = [row["patient"] for row in rows]
-    x = np.stack(columns, axis=1).astype(float)
-    fit = fit_mixed(y, x, names, patients, method="ml")
-    assert [round(value, 3) for value in fit.estimates[:4]] == [69.508, -8.054, -4.16, -11.326]
-    assert round(fit.effect("session").p, 3) == 0.675
-    assert fit.n == 593
-    assert fit.aic is not None
-    assert round(fit.aic, 1) == 4478.6
-    assert round(fit.var_group, 3) == 0.873
-    assert round(fit.var_residual, 2) == 108.34
