@@ -35,8 +35,9 @@ class PaperCell(Record):
 
     def is_reproduced(self, value: float) -> bool:
         """Whether a value is the printed one, rounded to the digits that are printed."""
-        n_digits = len(self.printed.partition(".")[2])
-        return f"{value:.{n_digits}f}" == f"{self.value:.{n_digits}f}"
+        plain, exponent, _ = self.printed.partition("e")
+        form = f".{len(plain.partition('.')[2])}{'e' if exponent else 'f'}"
+        return format(value, form) == format(self.value, form)
 
 
 class PaperTable(Record):

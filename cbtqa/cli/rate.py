@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from cbtqa.cli.console import give, print_json, say
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, Newest, settings_flags
+from cbtqa.judging.training_rows import JudgeForm, JudgeRowSettings
 from cbtqa.ratings.design import NewStudySettings, create_study
 from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import StudyFolder, open_study
@@ -227,23 +228,35 @@ def unblind(
 
 
 @app.command("export")
+@settings_flags(JudgeRowSettings)
 def export(
+    resolved: Resolved[JudgeRowSettings],
     study: StudyPath,
     to: Annotated[
-        Literal["label-studio", "potato", "ratings"],
-        typer.Option("--to", help="label-studio or potato (a study to rate there), or ratings."),
+        Literal["label-studio", "potato", "ratings", "judge-sft"],
+        typer.Option(
+            "--to",
+            "--for",
+            help="label-studio or potato (a study to rate there), ratings, or judge-sft (rows to "
+            "tune a judge on).",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write to.")],
     as_json: AsJson = False,
 ) -> None:
-    """Hand the study to another rating tool, or the ratings to another program.
+    """Hand the study to another rating tool, or the ratings to another program or a judge.
 
     Example: cbtqa rate export study --to label-studio --out ls
+
+    Rows for cbtqa finetune: cbtqa rate export study --for judge-sft --out rows
     """
     from cbtqa.ratings.exchange import export_label_studio, export_potato, export_ratings
 
     folder, store = open_both(study)
     with store:
+        if to == "judge-sft":
+            _export_judge_rows(folder, store, out, resolved, as_json)
+            return
         if to == "ratings":
             paths = export_ratings(folder, store, out)
         else:
@@ -251,6 +264,30 @@ def export(
     say(f"{len(paths)} files in {out}")
     if as_json:
         print_json({"files": [path.relative_to(out).as_posix() for path in paths]})
+
+
+def _export_judge_rows(
+    folder: StudyFolder,
+    store: Store,
+    out: Path,
+    resolved: Resolved[JudgeRowSettings],
+    as_json: bool,
+) -> None:
+    from cbtqa.judging.training_rows import answer_form, export_judge_rows
+    from cbtqa.simulation.judging.task import session_form
+
+    prompt = resolved.values.prompt
+    form: JudgeForm[Any] = (
+        session_form(folder.rubric, prompt)
+        if folder.rubric.shows == "transcript"
+        else answer_form(folder.rubric, prompt)
+    )
+    found = export_judge_rows(folder, store, form, out, resolved)
+    counted = {"rows": found.n_rows, "evidence": found.evidence, "left out": found.left_out}
+    rows = [(kind, name, n) for kind, counts in counted.items() for name, n in counts.items()]
+    give(as_json, found, Table(["what", "", "n"], rows, "Rows to tune a judge on"))
+    more = f"--max-length {found.max_length} --out runs/judge"
+    say(f"next: cbtqa finetune {out} --backbone qwen2.5 {more}")
 
 
 @app.command("import")

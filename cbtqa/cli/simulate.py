@@ -25,7 +25,7 @@ from cbtqa.simulation.playing.run import CorpusSettings, RunSettings
 from cbtqa.splits import SPLITS
 
 if TYPE_CHECKING:
-    from cbtqa.simulation.analysis.results import AnalysisReport
+    from cbtqa.simulation.analysis.results import AnalysisReport, InstrumentResult
     from cbtqa.simulation.export import Exported
     from cbtqa.simulation.instruments import Instrument
     from cbtqa.simulation.judging.run import JudgedForm
@@ -201,14 +201,17 @@ def analyse(resolved: Resolved[AnalysisSettings], as_json: AsJson = False) -> No
 
     Example: cbtqa simulate analyse cbtqa-study --human ratings.jsonl
 
-    Of a table, with a model of its factors: cbtqa simulate analyse scores.csv --instrument
-    ctrs-ladder --arm-factors model,variant --terms "model,variant,z(session)" --out analysis
+    Of a table, its instruments, columns and factors found by their names: cbtqa simulate analyse
+    scores.csv --patients profiles.json --by archetype_name --out analysis
     """
     from cbtqa.simulation.analysis.run import PAGE_NAME, run_analysis
 
     report, out = run_analysis(resolved)
     print_json(report) if as_json else _show_report(report)
-    say(f"page: {out / PAGE_NAME}")
+    if out is not None:
+        say(f"page: {out / PAGE_NAME}")
+    elif not as_json:
+        say("no folder was written; --out FOLDER writes the page, its figures and the CSV files")
 
 
 @app.command("instruments")
@@ -268,15 +271,15 @@ def _show_forms(forms: list[JudgedForm], settings: SessionJudgeSettings) -> None
 
 def _show_report(report: AnalysisReport) -> None:
     from cbtqa.simulation.analysis.page import (
-        clear_pairs,
-        f_text,
         missing_table,
         outcome_table,
         reasons_of_means,
         regression_table,
-        wald_text,
     )
+    from cbtqa.simulation.analysis.tests_in_words import clear_pairs, f_text, wald_text
 
+    for what in report.reading:
+        say(f"read as {what}")
     for result in report.instruments:
         for outcome in result.outcomes:
             show_table(outcome_table(result, outcome))
@@ -299,6 +302,7 @@ def _show_report(report: AnalysisReport) -> None:
                     say(f"no interval and no p: {reason}")
             for test in result.regression.tests:
                 say(f"{test.name}: {f_text(test)}")
+        _show_exploration(result)
     for row in report.endings:
         if row.n_early:
             say(f"stopped early: {row.arm} {row.n_early} of {row.n}")
@@ -308,6 +312,27 @@ def _show_report(report: AnalysisReport) -> None:
     for alarm in report.alarms:
         where = f"{alarm.instrument}: " if alarm.instrument else ""
         say(f"alarm ({alarm.kind.replace('_', ' ')}): {where}{alarm.text}")
+
+
+def _show_exploration(result: InstrumentResult) -> None:
+    from cbtqa.simulation.analysis.group_tables import attributes_table, prediction_table
+
+    found = result.exploration
+    if found is None:
+        return
+    tested = [one for one in found.wins if one.p_adjusted is not None]
+    if tested:
+        n = sum((one.p_adjusted or 0) < 0.05 for one in tested)
+        how, fewest = "sign test, Holm p < 0.05", min(one.n for one in tested)
+        if 2 * 0.5**fewest > 0.05:
+            how += f"; of {fewest} patients no p is below {2 * 0.5**fewest:g}"
+        say(f"win rates: {n} of {len(tested)} pairs with one arm ahead ({how})")
+    if found.groups:
+        show_table(attributes_table(result))
+    if found.prediction is not None:
+        show_table(prediction_table(result))
+    elif found.no_prediction_reason is not None:
+        say(f"nothing is predicted from the patients: {found.no_prediction_reason}")
 
 
 def _show_instrument(one: Instrument) -> None:

@@ -100,7 +100,7 @@ SMOKE: dict[str, dict[str, object]] = {
     "corpus": {"study": None},
     "export": {"serve": None, "arm": None},
     "play": {"study": None, "patients": None},
-    "analyse": {},
+    "analyse": {"terms": None, "reference": (), "by": (), "bootstrap": 0},
 }
 """Settings of a smoke run, over those of any recipe: few steps, nobody asked."""
 

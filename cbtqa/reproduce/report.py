@@ -37,6 +37,7 @@ from cbtqa.report.words import count, digits, estimate
 from cbtqa.reproduce.pipeline import EXPERIMENT_NAME, Experiment, versions_of
 from cbtqa.reproduce.stages import ReportSettings, n_ratings
 from cbtqa.safety.notices import required_notices
+from cbtqa.simulation.analysis.group_tables import attributes_table, wins_table
 from cbtqa.simulation.analysis.results import AnalysisReport
 from cbtqa.simulation.analysis.run import JSON_NAME
 
@@ -332,6 +333,9 @@ def _study(run: Run, words: Words) -> Iterator[Part]:
             ]
             heads: list[AnyColumn] = ["", "n", words["study.mean"], Column("SD", digits(2))]
             tables.append(Table(heads, rows, f"{result.title}: {outcome.name}"))
+        if result.exploration is not None:
+            tables.append(wins_table(result))
+            tables += [attributes_table(result)] if result.exploration.groups else []
     name = run.experiment.recipe.paper
     for table in papers()[name].tables.values() if name else ():
         tables.append(_paper_rows(table, words))

@@ -405,16 +405,36 @@ def explained_variance(fit: MixedFit, x: Floats) -> ExplainedVariance:
     return ExplainedVariance(marginal=fixed / whole, conditional=(fixed + fit.var_group) / whole)
 
 
-def cohen_f(values: Sequence[Floats]) -> float | None:
-    """Cohen's f of independent arms: spread of their means by the spread within; None undefined.
+def cohen_f(test: Wald, n: int) -> float:
+    """Cohen's f as in arXiv 2509.09712: sqrt(chi2 / (n - k)) of Wald's test of k arms in n rows.
 
-    Source: Cohen 1988, section 8.2, the spread within from n - k degrees of freedom.
+    It is the arms' sum of squares by the model's error, which leaves out what patients differ in,
+    and is upward biased: chance alone gives .20 with six arms of 20 sessions.
     """
-    kept = [np.asarray(one, np.float64) for one in values if len(one)]
-    n, k = sum(map(len, kept)), len(kept)
-    if k < 2 or n <= k:
-        return None
-    grand = np.concatenate(kept).mean()
-    between = sum(len(one) * (one.mean() - grand) ** 2 for one in kept) / n
-    within = sum(((one - one.mean()) ** 2).sum() for one in kept) / (n - k)
-    return math.sqrt(between / within) if within > 0 else None
+    return math.sqrt(test.chi2 / (n - test.df - 1))
+
+
+class LikelihoodRatio(Record):
+    """A test that the further effects of the larger of two models are all 0."""
+
+    log_likelihood: float
+    """Of the larger model."""
+    chi2: float
+    df: int
+    p: float
+
+
+def likelihood_ratio(larger: MixedFit, smaller: MixedFit) -> LikelihoodRatio:
+    """Twice the gain in log-likelihood, by chi-square; the smaller model is within the larger.
+
+    Raises:
+        ValueError: fits by REML, whose likelihoods of different x are not comparable, or of other
+            rows.
+    """
+    if {larger.method, smaller.method} != {"ml"} or larger.n != smaller.n:
+        raise ValueError("a likelihood ratio needs two fits by ML of the same rows")
+    df = len(larger.effects) - len(smaller.effects)
+    chi2 = max(0.0, 2 * (larger.log_likelihood - smaller.log_likelihood))
+    return LikelihoodRatio(
+        log_likelihood=larger.log_likelihood, chi2=chi2, df=df, p=chi2_tail(chi2, df)
+    )

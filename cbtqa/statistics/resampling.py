@@ -211,6 +211,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return step_down(p_values, lambda p, n: min(1.0, n * p))
 
 
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """p-values adjusted so that of all found below a limit at most that share is expected to be
+    false, in the order given. Source: Benjamini & Hochberg 1995."""
+    adjusted, n = [0.0] * len(p_values), len(p_values)
+    running = 1.0
+    order = sorted(range(n), key=p_values.__getitem__, reverse=True)
+    for place, index in enumerate(order):
+        running = min(running, p_values[index] * n / (n - place))
+        adjusted[index] = running
+    return adjusted
+
+
 def step_down(p_values: Sequence[float], adjust: Callable[[float, int], float]) -> list[float]:
     """Each p adjusted for the number of tests from it on, the least first; never falling."""
     adjusted = [0.0] * len(p_values)

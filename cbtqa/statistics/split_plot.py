@@ -304,16 +304,55 @@ def _omnibus(whole: _Cells, plain: _Additive, title: str) -> FTest:
 
 def _huynh_feldt(table: Floats) -> float:
     """Factor of the degrees of freedom, 1 where differences between arms all spread alike."""
-    n, k = table.shape
+    return _cut(table - table.mean(axis=0), len(table) - 1)
+
+
+def _cut(rest: Floats, df: int) -> float:
+    """The same of deviations from the means of groups that leave `df` degrees of freedom.
+
+    Source: Huynh & Feldt 1976, for groups as Lecoutre 1991 corrected it.
+    """
+    n, k = rest.shape
     if n < FEWEST_PATIENTS or k < 3:
         return 1.0
-    rest = table - table.mean(axis=0)
     rest = rest - rest.mean(axis=1, keepdims=True)
     product = rest.T @ rest
+    if np.trace(product) <= 0:
+        return 1.0
     box = float(np.trace(product) ** 2 / ((k - 1) * (product**2).sum()))
-    below = (k - 1) * (n - 1 - (k - 1) * box)
-    corrected = (n * (k - 1) * box - 2) / below if below > 0 else 1.0
+    below = (k - 1) * (df - (k - 1) * box)
+    corrected = ((df + 1) * (k - 1) * box - 2) / below if below > 0 else 1.0
     return min(1.0, max(corrected, box))
+
+
+def arm_by_group(table: Floats, groups: Sequence[str], title: str) -> FTest:
+    """Whether groups of patients differ in how arms compare: F of the split plot with groups.
+
+    The error is patient by arm within groups; both degrees of freedom are cut by Huynh-Feldt.
+
+    Args:
+        table: shape (patients, arms), the mean of each patient's sessions; no gaps.
+        groups: of each patient.
+    """
+    names = sorted(set(groups))
+    n, k, n_groups = *table.shape, len(names)
+    if n_groups < 2 or k < 2:
+        return no_test(title, "one arm" if k < 2 else "one group")
+    within = table - table.mean(axis=1, keepdims=True)
+    of_group = np.array(groups)
+    means = np.array([within[of_group == name].mean(axis=0) for name in names])
+    sizes = np.array([(of_group == name).sum() for name in names], dtype=np.float64)
+    rest = within - means[[names.index(name) for name in groups]]
+    df_between, df_error = (n_groups - 1) * (k - 1), (n - n_groups) * (k - 1)
+    error = float((rest**2).sum())
+    if df_error < 1 or error <= NOTHING * max(1.0, float(table.var())) * n:
+        return no_test(title, "nothing varies beside the groups and the arms")
+    gap = means - sizes @ means / n
+    between = float((sizes[:, None] * gap**2).sum())
+    cut = _cut(rest, n - n_groups)
+    return f_test(
+        title, between / df_between / (error / df_error), cut * df_between, cut * df_error
+    )
 
 
 def _contrasts(

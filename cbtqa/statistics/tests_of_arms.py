@@ -4,6 +4,7 @@
 
     friedman([base, tuned, large]).p
     wilcoxon(base, tuned).p
+    sign_test(41, 19)      # of patients with whom one arm did better, and with whom the other
 
 Values are lists of one number per item, in the same item order for every arm, without gaps.
 """
@@ -112,6 +113,15 @@ def wilcoxon(
         p = math.erfc(abs(plus - total / 2) / math.sqrt(2 * variance))
     effect = 2 * plus / total - 1
     return TestResult(name=name, statistic=smaller, p=p, effect=effect, n=n)
+
+
+def sign_test(n_higher: int, n_lower: int) -> float:
+    """Two-sided exact p that either of two is as often the higher; ties are no part of it.
+
+    Without any difference it is 1. Source: Conover, Practical Nonparametric Statistics, 3.4.
+    """
+    n, fewer = n_higher + n_lower, min(n_higher, n_lower)
+    return min(1.0, 2 * float(require("scipy.special", "rate").bdtr(fewer, n, 0.5))) if n else 1.0
 
 
 def _exact_signed_rank_p(sizes: Floats, smaller: float) -> float:

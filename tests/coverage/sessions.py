@@ -23,6 +23,7 @@ from cbtqa.simulation.analysis.alarms import (
     lengths,
     scale_alarms,
 )
+from cbtqa.simulation.analysis.groups import explore
 from cbtqa.simulation.analysis.outcomes import (
     alpha_within_arms,
     analyse_outcome,
@@ -33,10 +34,10 @@ from cbtqa.simulation.analysis.outcomes import (
 )
 from cbtqa.simulation.analysis.results import EndingRow, InstrumentResult
 from cbtqa.simulation.analysis.scores import SessionScore
-from cbtqa.simulation.analysis.settings import ModelSettings
+from cbtqa.simulation.analysis.settings import AnalysisSettings, ModelSettings
 from cbtqa.simulation.instruments import TotalScore, load_instrument
 from cbtqa.statistics.clustered import clustered_correlation
-from cbtqa.statistics.split_plot import ArmComparison, ArmContrast, compare_arms
+from cbtqa.statistics.split_plot import ArmComparison, ArmContrast, arm_by_group, compare_arms
 from tests.coverage.cases import COVERAGE, TYPE_I, Case, Generator, Shown, Tier, shown
 
 LADDER = load_instrument("ctrs-ladder")
@@ -179,6 +180,32 @@ def _term(rng: Generator, design: Design, name: str) -> bool | None:
 def _factor(rng: Generator, design: Design) -> bool | None:
     found = regress(design.rows(rng), LADDER, ModelSettings(terms="tree")).tests[0]
     return None if found.p is None else found.p < 0.05
+
+
+def _by_groups(rng: Generator, design: Design, n_groups: int) -> bool | None:
+    """Arms by groups of patients that do not differ."""
+    shape = (design.n_patients, design.n_arms, design.n_sessions)
+    table = design.table(rng)[0].reshape(shape).mean(axis=2)
+    groups = [f"k{i % n_groups}" for i in range(design.n_patients)]
+    found = arm_by_group(table, groups, "arms by groups")
+    return None if found.p is None else found.p < 0.05
+
+
+def _by_ratio(rng: Generator, design: Design, n_groups: int) -> bool | None:
+    """The same by the likelihood ratio, as published."""
+    rows = [
+        replace(row, traits={"kind": f"k{int(row.patient[1:]) % n_groups}"})
+        for row in design.rows(rng)
+    ]
+    found = explore(rows, "total", design.arms, AnalysisSettings())
+    (divided,) = found.groups if found else ()
+    return None if divided.published is None else divided.published.p < 0.05
+
+
+def _sign(rng: Generator, design: Design) -> bool | None:
+    found = explore(design.rows(rng), "total", design.arms, AnalysisSettings())
+    p = found.wins[0].p if found else None
+    return None if p is None else p < 0.05
 
 
 # --- correlations and alarms ---------------------------------------------------------------------
@@ -377,6 +404,47 @@ CASES = [
         {"10 patients": (Design(10, 6, 1), "bench")},
         600,
         TYPE_I,
+    ),
+    *_cases(
+        "arms by 2 groups",
+        partial(_by_groups, n_groups=2),
+        {
+            "10 patients": (Design(10), "suite"),
+            f"10 patients, {NOISY}": (Design(10, noisy=3), "bench"),
+        },
+        400,
+        TYPE_I,
+    ),
+    *_cases(
+        "arms by 4 groups",
+        partial(_by_groups, n_groups=4),
+        {"20 patients, six arms, one session": (Design(20, 6, n_sessions=1), "bench")},
+        400,
+        TYPE_I,
+    ),
+    *_cases(
+        "arms by groups, likelihood ratio",
+        partial(_by_ratio, n_groups=4),
+        {"20 patients, six arms, one session": (Design(20, 6, n_sessions=1), "bench")},
+        400,
+        (0.05, 0.2),
+        "as published: too sure with few patients",
+    ),
+    *_cases(
+        "arms by groups, likelihood ratio",
+        partial(_by_ratio, n_groups=2),
+        {f"10 patients, {NOISY}": (Design(10, noisy=3), "bench")},
+        400,
+        (0.05, 0.3),
+        "as published: too sure with few patients and where arms spread unlike",
+    ),
+    *_cases(
+        "sign test of two arms",
+        _sign,
+        {"12 patients": (Design(12), "suite")},
+        400,
+        (0.01, TYPE_I[1]),
+        "counts have few values: errs on the safe side",
     ),
     *_cases(
         "correlation .6 within arms",

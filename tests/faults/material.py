@@ -13,7 +13,9 @@ from cbtqa.dataset_folder import question_of
 from cbtqa.files import write_json, write_jsonl, write_text
 from cbtqa.hub.publish import prepare_dataset
 from cbtqa.hub.settings import DatasetSettings
+from cbtqa.ratings.answers import Change
 from cbtqa.ratings.sheets import write_sheets
+from cbtqa.ratings.store import Event, Store
 from cbtqa.ratings.study import open_study
 from cbtqa.reproduce.pipeline import EXPERIMENT_NAME, Experiment
 from cbtqa.reproduce.recipe import read_recipe
@@ -36,11 +38,10 @@ MORE: dict[str, tuple[str, ...]] = {
     "score": ("--metrics", "chrf2"),
     "compare": ("--metrics", "chrf2"),
     "simulate judge": ("--rules", "--instrument", "tes"),
-    "simulate analyse": ("--instrument", "tes"),
     "distortions agree": ("{good}/others.jsonl",),
     "rate new": ("--n", "4", "--raters", "2"),
     "rate unblind": ("--by", "Li Hua"),
-    "rate export": ("--to", "ratings"),
+    "rate export": ("--for", "judge-sft"),
     "reproduce": ("--smoke", "--dry-run"),
     "publish dataset": ("--dry-run",),
     "publish model": ("--dry-run",),
@@ -96,10 +97,12 @@ GOOD: dict[str, str] = {
     "simulate analyse source": "sessions.csv",
     "simulate analyse --judged": "played",
     "simulate analyse --human": "ratings.jsonl",
+    "simulate analyse --patients": "people.csv",
     "rate unblind --key": "rating.key.json",
     "rate collect sheets": "rating/sheets/R1.xlsx",
     "rate import files": "label-studio.json",
     "rate export study": "rating",
+    "rate export --judged": "judged",
     "publish model run": "adapter",
     "join published": "published",
     "join --questions": "psyqa.json",
@@ -296,8 +299,18 @@ def _write_rating(folder: Path) -> None:
     shutil.copytree(write_ratings(folder / "dataset", folder / "rated"), folder / "report")
     shutil.move(folder / "rated" / "study", folder / "rating")
     write_sheets(open_study(folder / "rating"))
+    study = open_study(folder / "rating")
+    with Store(study.store_path, study.study.id) as store:
+        for shown in study.plan:
+            for criterion in study.rubric.scales:
+                change = Change(shown.code, f"value:{criterion.id}", criterion.low)
+                store.add(shown.rater, "test", [Event(f"{shown.code}:{criterion.id}", change)])
     shutil.copy(folder / "report" / "ratings.jsonl", folder)
     shutil.move(next((folder / "rated").glob("*key.json")), folder / "rating.key.json")
+    quoted = {"question_id": "q1", "system": "a", "criterion": "relevance", "repeat": 0}
+    quoted |= {"value": 1, "evidence": "先照顾好自己", "judge": "m"}
+    (folder / "judged").mkdir()
+    write_jsonl(folder / "judged" / "judge_ratings.jsonl", [quoted])
     write_text(folder / "label-studio.json", '[{"id": 1, "data": {}, "annotations": []}]')
 
 
@@ -312,8 +325,17 @@ def _write_sessions(folder: Path) -> None:
         folder / "profiles.yaml",
         "profiles:\n  - {id: p1, name: Ann, narrative: I cannot sleep and I worry.}\n",
     )
-    lines = [f"p{n % 3},{('a', 'b')[n % 2]},{n % 4},{n % 3},{n % 5}" for n in range(24)]
-    write_text(folder / "sessions.csv", "\n".join(["patient,arm,session,i1,i2", *lines]) + "\n")
+    people = [f"p{n},{('shy', 'bold')[n % 2]}" for n in range(3)]
+    write_text(folder / "people.csv", "\n".join(["id,kind", *people]) + "\n")
+    items = [f"tes_item_{k}" for k in range(1, 10)]
+    lines = [
+        ",".join(
+            [f"p{n % 3}", "ab"[n % 2], str(n % 4), *(str(1 + n * k % 7) for k in range(1, 10))]
+        )
+        for n in range(24)
+    ]
+    head = ",".join(["patient", "arm", "session", *items])
+    write_text(folder / "sessions.csv", "\n".join([head, *lines]) + "\n")
     assert (
         _run(["simulate", "run", f"{folder}/study.yaml", "--out", f"{folder}/played"], False) == 0
     )

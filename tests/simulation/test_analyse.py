@@ -180,7 +180,7 @@ def test_columns_with_names_of_their_own_are_mapped(tmp_path: Path) -> None:
     rows = [{names.get(key, key): value for key, value in row.items()} for row in made_rows(7)]
     rows = [{"who" if k == "patient" else k: v for k, v in row.items()} for row in rows]
     path = write(tmp_path / "s.csv", rows)
-    with pytest.raises(UsageError, match="no column for the item 'pacing'") as caught:
+    with pytest.raises(DataError, match="no column for 1 of 11 items: pacing") as caught:
         analysed(path, patient_column="who")
     assert "Pace!" in str(caught.value.hint)
     report = analysed(path, patient_column="who", item=("Pace!=pacing",))
@@ -197,8 +197,7 @@ def test_columns_with_names_of_their_own_are_mapped(tmp_path: Path) -> None:
         ({"agenda": "six"}, {}, DataError, "is no number"),
         ({"arm": ""}, {}, DataError, "empty arm"),
         ({"session": "x"}, {}, DataError, "is no number"),
-        ({}, {"instrument": ()}, UsageError, "one instrument"),
-        ({}, {"instrument": ("act-fm",)}, UsageError, "no column for the item"),
+        ({}, {"instrument": ("act-fm",)}, DataError, "no column for 25 of 25 items: stance_1, "),
         ({}, {"baseline": "oak"}, UsageError, "no arm 'oak'"),
         ({}, {"terms": "tree"}, UsageError, "no term 'tree'"),
         ({}, {"terms": "arm", "reference": ("arm=oak",)}, UsageError, "no level 'oak'"),
@@ -208,6 +207,7 @@ def test_columns_with_names_of_their_own_are_mapped(tmp_path: Path) -> None:
         ({}, {"item": ("agenda=nothing",)}, UsageError, "COLUMN=item"),
         ({}, {"human": (Path("r.jsonl"),)}, UsageError, "judged study"),
         ({}, {"arm_column": "system"}, DataError, "no column 'system'"),
+        ({}, {"by": ("archetype",)}, UsageError, "no attribute 'archetype' of the patients"),
     ],
 )
 def test_what_cannot_be_analysed_is_refused_in_words(
@@ -392,12 +392,7 @@ def test_instruments_are_listed_and_shown() -> None:
 @pytest.mark.skipif(SCORES is None, reason="CBTQA_CTRS_SCORES names no file")
 def test_what_the_study_did_not_print_is_found_in_its_scores() -> None:
     """What it printed is compared with `papers.yaml` in tests/test_papers.py."""
-    report = analysed(
-        Path(SCORES or ""),
-        arm_factors="model,variant",
-        terms="model,variant,z(session)",
-        reference=("model=llama", "variant=finetune"),
-    )
+    report = analysed(Path(SCORES or ""))
     (result,) = report.instruments
     published, found = result.outcomes[0].published, result.outcomes[0].comparison
     assert sum(one.p_adjusted < 0.05 for one in published.contrasts) == 14

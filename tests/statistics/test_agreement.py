@@ -29,6 +29,7 @@ from cbtqa.statistics.resampling import holm
 from cbtqa.statistics.tests_of_arms import (
     friedman,
     kendall_w,
+    sign_test,
     spearman_rho,
     wilcoxon,
 )
@@ -416,3 +417,12 @@ def test_every_value_has_an_interval_that_is_no_point_or_the_reason(
             assert found.high is not None and found.random
             assert min(-1, found.value) <= found.low <= found.value <= found.high <= 1
             assert found.low < found.high
+
+
+def test_the_sign_test_equals_scipys_binomial() -> None:
+    from scipy.stats import binomtest
+
+    for higher, lower in ((0, 0), (1, 0), (5, 5), (90, 57), (3, 40)):
+        n = higher + lower
+        expected = binomtest(higher, n).pvalue if n else 1.0
+        assert sign_test(higher, lower) == pytest.approx(expected)

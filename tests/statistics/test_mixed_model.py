@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import os
 import warnings
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +16,7 @@ from cbtqa.statistics.mixed_model import (
     GroupSums,
     Method,
     MixedFit,
+    Wald,
     bootstrap_icc,
     closed_ratio,
     cohen_f,
@@ -26,13 +24,13 @@ from cbtqa.statistics.mixed_model import (
     explained_variance,
     fit_mixed,
     holm_sidak,
+    likelihood_ratio,
     pairwise,
     search_ratio,
     solve,
     wald,
 )
 
-SCORES = os.environ.get("CBTQA_CTRS_SCORES")  # read at import: tests run without CBTQA_*
 ARMS = ("base", "base-cot", "tuned", "tuned-cot", "orpo", "orpo-cot")
 ROWS = np.hstack([np.ones((6, 1)), np.eye(6)[:, 1:]])
 NAMES = ("intercept", *ARMS[1:])
@@ -192,14 +190,36 @@ def test_published_omnibus_figures_follow_from_published_means_and_variances() -
     assert pair.p_adjusted == pytest.approx(0.00033, abs=0.00003)
 
 
-def test_cohens_f_follows_from_the_f_of_a_one_way_analysis() -> None:
-    from scipy.stats import f_oneway
+def test_cohens_f_is_that_of_the_model_and_of_chance_alone() -> None:
+    assert round(cohen_f(Wald(name="arms", chi2=185.15162623709278, df=5, p=0.0), 900), 4) == 0.4551
+    assert round(cohen_f(Wald(name="arms", chi2=140.36697080118935, df=5, p=0.0), 900), 4) == 0.3962
+    found = []
+    for seed in range(200):
+        y, x, groups = balanced(seed)
+        y = np.random.default_rng(seed).normal(size=len(y))
+        found.append(cohen_f(wald(fit_mixed(y, x, NAMES, groups), ARMS[1:]), len(y)))
+    assert 0.18 < np.mean(found) < 0.22  # where arms do not differ
 
-    y = balanced(13)[0].reshape(20, 6)
-    expected = math.sqrt(5 * f_oneway(*y.T).statistic / 120)
-    assert cohen_f(list(y.T)) == pytest.approx(expected)
-    assert cohen_f([np.ones(4), np.ones(4)]) is None
-    assert cohen_f([np.ones(4)]) is None
+
+def test_a_likelihood_ratio_equals_statsmodels() -> None:
+    import pandas as pd
+    from statsmodels.formula.api import mixedlm
+
+    y, x, groups = balanced(7)
+    frame = pd.DataFrame({"y": y, "arm": x[:, 1:] @ np.arange(1, x.shape[1]), "group": groups})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = [
+            mixedlm(formula, frame, groups="group").fit(reml=False, method=["powell"])
+            for formula in ("y ~ C(arm)", "y ~ 1")
+        ]
+    larger = fit_mixed(y, x, NAMES, groups, method="ml")
+    found = likelihood_ratio(larger, fit_mixed(y, x[:, :1], NAMES[:1], groups, method="ml"))
+    assert found.log_likelihood == pytest.approx(theirs[0].llf, abs=1e-4)
+    assert found.chi2 == pytest.approx(2 * (theirs[0].llf - theirs[1].llf), abs=1e-3)
+    assert found.df == 5
+    with pytest.raises(ValueError, match="two fits by ML"):
+        likelihood_ratio(larger, fit_mixed(y, x, NAMES, groups))
 
 
 def test_holm_sidak_equals_statsmodels() -> None:
@@ -239,33 +259,3 @@ def test_the_interval_of_the_icc_covers_the_truth_and_repeats_itself() -> None:
     assert hits >= 15
     assert bootstrap_icc(y, x, groups, n_trials=60) == interval
     assert bootstrap_icc(y[:12], x[:12], groups[:12]) is None
-
-
-# --- the study of arXiv 2412.00251 ---------------------------------------------------------------
-
-
-@pytest.mark.skipif(SCORES is None, reason="CBTQA_CTRS_SCORES names no file")
-def test_published_coefficients_come_out_of_the_published_scores() -> None:
-    with Path(SCORES or "").open(encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    items = list(rows[0])[3:]
-    y = np.array([float(sum(int(row[item]) for item in items)) for row in rows])
-    session = np.array([float(row["session"]) for row in rows])
-    columns = [
-        np.ones(len(rows)),
-        np.array([row["arm"].startswith("mistral") for row in rows]),
-        np.array([row["arm"].startswith("qwen") for row in rows]),
-        np.array([row["arm"].endswith("instruct") for row in rows]),
-        (session - session.mean()) / session.std(),
-    ]
-    names = ("intercept", "mistral", "qwen", "instruct", "session")
-    patients = [row["patient"] for row in rows]
-    x = np.stack(columns, axis=1).astype(float)
-    fit = fit_mixed(y, x, names, patients, method="ml")
-    assert [round(value, 3) for value in fit.estimates[:4]] == [69.508, -8.054, -4.16, -11.326]
-    assert round(fit.effect("session").p, 3) == 0.675
-    assert fit.n == 593
-    assert fit.aic is not None
-    assert round(fit.aic, 1) == 4478.6
-    assert round(fit.var_group, 3) == 0.873
-    assert round(fit.var_residual, 2) == 108.34

@@ -15,6 +15,7 @@ from cbtqa.statistics.resampling import (
     FEWEST_FOR_BOOTSTRAP,
     Floats,
     PConvention,
+    benjamini_hochberg,
     bootstrap_p,
     bootstrap_sums,
     defined_interval,
@@ -253,3 +254,14 @@ def test_an_interval_rests_on_enough_items_and_resamples_or_says_why_not() -> No
     drawn[1:500:25] = np.nan
     assert defined_interval(drawn, 10) == (None, None, "undefined in 60 of 1000 resamples", 60)
     assert defined_interval(np.full(50, np.nan), 1).reason == "1 scored question, fewer than 10"
+
+
+def test_benjamini_hochberg_equals_statsmodels() -> None:
+    from statsmodels.stats.multitest import multipletests
+
+    generator = np.random.default_rng(4)
+    for n in (1, 2, 15):
+        p_values = [float(p) for p in generator.random(n) ** 3]
+        expected = multipletests(p_values, method="fdr_bh")[1]
+        assert benjamini_hochberg(p_values) == pytest.approx(expected)
+    assert benjamini_hochberg([]) == []

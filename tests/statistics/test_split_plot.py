@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cbtqa.statistics.mixed_model import cohen_f, holm_sidak
-from cbtqa.statistics.split_plot import ArmComparison, compare_arms
+from cbtqa.statistics.mixed_model import holm_sidak
+from cbtqa.statistics.split_plot import ArmComparison, arm_by_group, compare_arms
 
 ARMS = ("base", "tuned", "large", "larger")
 Floats = np.ndarray[Any, Any]
@@ -162,7 +162,8 @@ def test_effect_sizes_are_less_what_chance_brings_in() -> None:
         sizes = compared(table).sizes
         assert sizes is not None
         ours.append(sizes.f)
-        theirs.append(cohen_f(list(table[:, :, 0].T)) or 0.0)
+        chi2 = 3 * (compared(table).test.f or 0.0)
+        theirs.append(np.sqrt(chi2 / (80 - 4)))  # as published: of Wald's test of four arms
     assert np.mean(theirs) > 0.17
     assert np.mean(ours) < 0.09
     assert np.median(ours) < 0.05
@@ -189,3 +190,45 @@ def test_arms_that_share_no_patient_are_not_compared() -> None:
     kept = np.ones(table.shape, dtype=bool)
     kept[:3, 2:] = kept[3:, :2] = False
     assert "share no patient" in str(compared(table, kept).reason)
+
+
+@pytest.mark.parametrize("sizes", [(6, 6), (5, 7, 9)])
+def test_arms_by_groups_of_patients_equal_a_mixed_analysis_of_variance(
+    sizes: tuple[int, ...],
+) -> None:
+    """Of least squares written out: arms by groups against arms, patients in both."""
+    rng = np.random.default_rng(8)
+    groups = [f"g{i}" for i, size in enumerate(sizes) for _ in range(size)]
+    table = rng.normal(size=(len(groups), 4)) + rng.normal(size=(len(groups), 1))
+    table[:5, 1] += 1.5
+    patients = np.repeat(np.eye(len(groups)), 4, axis=0)
+    arms = np.tile(np.eye(4)[:, 1:], (len(groups), 1))
+    of = np.repeat([[g == f"g{i}" for i in range(1, len(sizes))] for g in groups], 4, axis=0)
+    both = np.column_stack([a * b for a in arms.T for b in of.T.astype(float)])
+
+    def rest(*parts: Floats) -> float:
+        x = np.column_stack([patients, *parts])
+        y = table.ravel()
+        return float(((y - x @ np.linalg.lstsq(x, y, rcond=None)[0]) ** 2).sum())
+
+    error, df = rest(arms, both), ((len(sizes) - 1) * 3, (len(groups) - len(sizes)) * 3)
+    expected = (rest(arms) - error) / df[0] / (error / df[1])
+    found = arm_by_group(table, groups, "arms by groups")
+    assert found.f == pytest.approx(expected)
+    assert found.df_numerator is not None and found.df_denominator is not None
+    assert 0.5 * df[0] < found.df_numerator <= df[0]
+    assert found.df_denominator / found.df_numerator == pytest.approx(df[1] / df[0])
+
+
+def test_arms_by_groups_keep_their_level_where_arms_spread_unlike() -> None:
+    groups = ["a"] * 5 + ["b"] * 7
+    rejected = 0
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        table = rng.normal(size=(12, 1)) + rng.normal(size=(12, 4)) * np.array([1, 1, 1, 3])
+        found = arm_by_group(table, groups, "arms by groups")
+        assert found.p is not None
+        rejected += found.p < 0.05
+    assert rejected / 400 < 0.08
+    assert arm_by_group(table, ["a"] * 12, "x").reason == "one group"
+    assert "nothing varies" in str(arm_by_group(np.ones((12, 4)), groups, "x").reason)

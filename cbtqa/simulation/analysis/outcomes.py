@@ -146,12 +146,10 @@ class _ArmModel:
         return fit_mixed(y, x, names, patients, method=self.settings.method), x
 
     def published(self, rows: Scores) -> PublishedModel:
-        values = [_values([row for row in rows if row.arm == arm], self.total) for arm in self.arms]
-        f = cohen_f(values)
         try:
             fit, x = self.fit(rows)
         except ValueError as error:
-            return PublishedModel(fit=None, no_fit_reason=str(error), cohen_f=f)
+            return PublishedModel(fit=None, no_fit_reason=str(error))
         interval: tuple[float | None, float | None] | None = None
         if self.settings.bootstrap:
             interval = bootstrap_icc(
@@ -164,12 +162,13 @@ class _ArmModel:
             )
         low, high = interval or (None, None)
         is_tested = too_few(rows) is None
+        omnibus = wald(fit, self.arms[1:]) if len(self.arms) > 1 and is_tested else None
         return PublishedModel(
             fit=fit,
-            omnibus=wald(fit, self.arms[1:]) if len(self.arms) > 1 and is_tested else None,
+            omnibus=omnibus,
             contrasts=tuple(pairwise(fit, self.lines, self.arms)) if is_tested else (),
             explained=explained_variance(fit, x),
-            cohen_f=f,
+            cohen_f=cohen_f(omnibus, fit.n) if omnibus is not None else None,
             icc=fit.icc,
             icc_low=low,
             icc_high=high,
@@ -289,7 +288,8 @@ def _standardised(values: Floats) -> Floats:
 def regress(rows: Scores, instrument: Instrument, settings: ModelSettings) -> Regression:
     """A mixed model of the headline total by the settings' terms.
 
-    A term is `arm`, a factor's name, a covariate's name, or `z(covariate)` for a standardised one.
+    A term is `arm`, the name of a factor, attribute of patients or covariate, `z(covariate)` for a
+    standardised one, or `a:b` for how much the effect of one differs with the other.
     The intercept stands for the reference of a factor: the level named, else the first in
     alphabetical order.
 
@@ -342,17 +342,28 @@ def _reference(text: str) -> tuple[str, str]:
     return name, level
 
 
+def _level(row: SessionScore, name: str) -> str | None:
+    return row.arm if name == "arm" else row.factors.get(name, row.traits.get(name))
+
+
 def _columns_of(term: str, rows: Scores, references: Mapping[str, str]) -> list[tuple[str, Floats]]:
     standard = _STANDARDISED.match(term)
     name = standard[1] if standard else term
+    if ":" in name and not standard:
+        first, _, rest = name.partition(":")
+        return [
+            (f"{one}:{other}", a * b)
+            for one, a in _columns_of(first, rows, references)
+            for other, b in _columns_of(rest, rows, references)
+        ]
     if rows and all(name in row.numbers for row in rows):
         values = np.array([row.numbers[name] for row in rows], dtype=np.float64)
         if values.std() == 0:
             raise UsageError(f"'{name}' is the same in every session")
         return [(term, _standardised(values) if standard else values)]
-    levels = [row.arm if name == "arm" else row.factors.get(name) for row in rows]
+    levels = [_level(row, name) for row in rows]
     if standard or any(level is None for level in levels):
-        factors = ("arm", *(rows[0].factors if rows else ()))
+        factors = ("arm", *({**rows[0].factors, **rows[0].traits} if rows else ()))
         numbers = rows[0].numbers if rows else ()
         raise UsageError(
             f"no term '{term}' in these scores",

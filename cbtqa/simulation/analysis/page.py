@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from statistics import median
 
 from markupsafe import Markup
@@ -20,13 +20,18 @@ from cbtqa.report.words import (
     estimate,
     interval,
     number,
-    p_relation,
     p_value,
     share,
     signed,
 )
 from cbtqa.simulation.analysis.agreement import TOTAL
 from cbtqa.simulation.analysis.alarms import POOLED, WITHIN
+from cbtqa.simulation.analysis.group_tables import (
+    attributes_table,
+    group_means,
+    prediction_table,
+    wins_table,
+)
 from cbtqa.simulation.analysis.results import (
     AgreementRow,
     AnalysisReport,
@@ -37,9 +42,8 @@ from cbtqa.simulation.analysis.results import (
     Regression,
 )
 from cbtqa.simulation.analysis.settings import AnalysisSettings
+from cbtqa.simulation.analysis.tests_in_words import clear_pairs, f_text, wald_text
 from cbtqa.simulation.judging.task import RULES
-from cbtqa.statistics.mixed_model import Contrast, Wald
-from cbtqa.statistics.split_plot import ArmContrast, FTest
 
 WORDS = load_wording("cbtqa.simulation", "analysis.yaml")
 NO_BREAK = "\u00a0"
@@ -140,30 +144,6 @@ def regression_table(regression: Regression) -> Table:
     return Table(columns, rows, Phrase(zh=title.zh, en=f"{title.en}: {rest}"))
 
 
-def wald_text(test: Wald) -> str:
-    """Such as `χ²(2) = 9.21, p = 0.0100`."""
-    return f"χ²({test.df}) = {number(test.chi2)}, p {p_relation(test.p)}"
-
-
-def f_text(test: FTest) -> str:
-    """Such as `F(2, 8) = 9.21, p = 0.0100`, or the reason why there is no test."""
-    if test.f is None or test.p is None:
-        return test.reason or GAP
-    df = (f"{value:.1f}".removesuffix(".0") for value in (test.df_numerator, test.df_denominator))
-    return f"F({', '.join(df)}) = {number(test.f)}, p {p_relation(test.p)}"
-
-
-def clear_pairs(contrasts: Sequence[ArmContrast] | Sequence[Contrast]) -> str:
-    """Such as `6 of 15 pairs at adjusted p < 0.05`; how many on the common error, if others."""
-    n = sum(one.p_adjusted < 0.05 for one in contrasts)
-    text = f"{n} of {len(contrasts)} pairs at adjusted p < 0.05"
-    by_common = [one.p_adjusted_common_error for one in contrasts if isinstance(one, ArmContrast)]
-    n_common = sum(p is not None and p < 0.05 for p in by_common)
-    if None in by_common or not by_common or n_common == n:
-        return text
-    return f"{text} ({n_common} on an error common to all arms, right only if all spread alike)"
-
-
 _SHOWS: dict[str, Show] = {
     **dict.fromkeys(("turns", "per_turn", "df"), digits(1)),
     **dict.fromkeys(("estimate", "icc_a", "icc_c", "alpha"), digits(3)),
@@ -259,6 +239,14 @@ class _Tables:
     outcome = staticmethod(outcome_table)
     missing = staticmethod(missing_table)
     regression = staticmethod(regression_table)
+    wins = staticmethod(wins_table)
+    attributes = staticmethod(attributes_table)
+    group_means = staticmethod(group_means)
+    prediction = staticmethod(prediction_table)
+
+    def reading(self) -> Phrase:
+        """Which columns of a table were taken for what."""
+        return WORDS["notes.reading"].fill(reading="; ".join(self._report.reading))
 
     def title(self, result: InstrumentResult) -> Phrase:
         return Phrase(zh=result.title_zh, en=result.title)
@@ -494,8 +482,20 @@ def _sentences(report: AnalysisReport, settings: AnalysisSettings) -> Iterator[P
         yield WORDS["methods.length"]
     for result in report.instruments:
         yield from _figures(result)
+    if tested:
+        yield from _explored(report)
     has_people = any(row.kind == "judge-people" for row in report.agreement)
     yield WORDS["methods.people" if has_people else "methods.no_people"]
+
+
+def _explored(report: AnalysisReport) -> Iterator[Phrase]:
+    found = [one.exploration for one in report.instruments if one.exploration is not None]
+    names = dict.fromkeys(one.attribute for each in found for one in each.groups)
+    if found:
+        groups = same("")
+        if names:
+            groups = WORDS["methods.groups"].fill(attributes=", ".join(names))
+        yield WORDS["methods.exploration"].fill(groups=groups)
 
 
 def _rated(result: InstrumentResult) -> Phrase:

@@ -10,7 +10,14 @@ from cbtqa.judging.correction import CorrectedMean
 from cbtqa.records import Record
 from cbtqa.statistics.agreement import Coefficient
 from cbtqa.statistics.clustered import RobustEffect
-from cbtqa.statistics.mixed_model import Contrast, ExplainedVariance, MixedFit, Wald
+from cbtqa.statistics.importance import Prediction
+from cbtqa.statistics.mixed_model import (
+    Contrast,
+    ExplainedVariance,
+    LikelihoodRatio,
+    MixedFit,
+    Wald,
+)
 from cbtqa.statistics.split_plot import ArmComparison, ArmContrast, FTest
 
 AlarmKind = Literal[
@@ -77,7 +84,8 @@ class PublishedModel(Record):
     explained: ExplainedVariance | None = None
     """Upward biased: chance alone explains some."""
     cohen_f: float | None = None
-    """Upward biased: .195 where there is no effect, with six arms of 20 sessions."""
+    """Of the test, sqrt(chi2 / (n - k)); upward biased: .20 where there is no effect, with six arms
+    of 20 sessions."""
     icc: float | None = None
     icc_low: float | None = None
     """Of a bootstrap of patients, where one was asked for; too narrow below about 30 patients."""
@@ -118,6 +126,80 @@ class Regression(Record):
     """As published: errors and z of the mixed model, without a patient-by-arm term."""
     omnibus: tuple[Wald, ...] = ()
     """As published: Wald's test of every factor of more than two levels."""
+
+
+class WinRate(Record):
+    """Two arms with the same patients: how often the second is ahead of the first."""
+
+    first: str
+    second: str
+    n: int
+    """Patients who have both."""
+    wins: int
+    """Of the second."""
+    losses: int
+    rate: float | None
+    """Wins by patients, ties among these."""
+    low: float | None
+    """Wilson's 95 % interval."""
+    high: float | None
+    p: float | None
+    """Exact sign test, ties left out."""
+    p_adjusted: float | None = None
+    """Holm over the pairs."""
+    reason: str | None = None
+    """Why there is no interval and no test."""
+
+
+class PairWithin(Record):
+    """Two arms within one group of patients."""
+
+    first: str
+    second: str
+    n: int
+    difference: float | None
+    """Mean of second less first."""
+    p: float | None
+    """Wilcoxon's signed-rank test."""
+    p_adjusted: float | None = None
+    """Benjamini-Hochberg over the pairs of the group."""
+    effect: float | None
+    """Matched-pairs rank-biserial correlation."""
+    reason: str | None = None
+
+
+class GroupOfPatients(Record):
+    level: str
+    n_patients: int
+    means: dict[str, float | None]
+    """By arm."""
+    pairs: tuple[PairWithin, ...]
+
+
+class GroupedResult(Record):
+    """The patients divided by one attribute."""
+
+    attribute: str
+    same_as: tuple[str, ...] = ()
+    """Attributes that divide the patients in the same way."""
+    groups: tuple[GroupOfPatients, ...]
+    n_without: int
+    """Patients whose attribute is not known."""
+    interaction: FTest
+    """Whether arms compare differently in the groups: F of the split plot."""
+    published: LikelihoodRatio | None
+    """The same by likelihood ratio, a random intercept per patient: too sure with few patients."""
+
+
+class Exploration(Record):
+    """The exploratory part of the analysis of one total; patients are the unit."""
+
+    total: str
+    wins: tuple[WinRate, ...]
+    groups: tuple[GroupedResult, ...]
+    prediction: Prediction | None
+    no_prediction_reason: str | None = None
+    """None also where the patients have no attributes."""
 
 
 class TopShare(Record):
@@ -188,6 +270,8 @@ class InstrumentResult(Record):
     """Empty where items have different points."""
     missing: tuple[MissingTotal, ...] = ()
     """Totals, areas not counted."""
+    exploration: Exploration | None = None
+    """Of the headline total; None with one arm."""
 
 
 class EndingRow(Record):
@@ -300,6 +384,8 @@ class CorrectedRow(Record):
 class AnalysisReport(Record):
     title: str
     source: str
+    reading: tuple[str, ...] = ()
+    """Of a table: which column was taken for what."""
     arms: tuple[str, ...]
     n_sessions: int
     n_patients: int

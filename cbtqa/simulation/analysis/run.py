@@ -8,6 +8,8 @@ analysis/
   analysis.json     every figure of the page
   scores.csv        one row per session, instrument and total
   contrasts.csv     pairs of arms
+  wins.csv          pairs of arms: with how many patients each is ahead
+  groups.csv        pairs of arms within groups of patients
   methods.md        a paragraph for a paper
   manifest.json     written last
 """
@@ -22,6 +24,7 @@ from cbtqa.errors import DataError, UsageError
 from cbtqa.files import write_json, write_text
 from cbtqa.judging.correction import HumanSample, sample_of
 from cbtqa.manifest import MANIFEST_NAME, describe_file, new_manifest, now, write_manifest
+from cbtqa.paths import make_folder
 from cbtqa.records import ItemRating, Session
 from cbtqa.report.table import Table
 from cbtqa.settings import Resolved
@@ -35,6 +38,8 @@ from cbtqa.simulation.analysis.alarms import (
     lengths,
     mark_rows,
 )
+from cbtqa.simulation.analysis.group_tables import groups_file, wins_file
+from cbtqa.simulation.analysis.groups import explore
 from cbtqa.simulation.analysis.outcomes import (
     alpha_within_arms,
     analyse_outcome,
@@ -52,23 +57,25 @@ from cbtqa.simulation.analysis.results import (
     CorrectedRow,
     InstrumentResult,
 )
+from cbtqa.simulation.analysis.score_tables import ArmPattern, read_table, read_traits
 from cbtqa.simulation.analysis.scores import (
     Judged,
     SessionScore,
     read_judged,
     read_people,
-    read_scores,
     score_sessions,
 )
 from cbtqa.simulation.analysis.settings import AnalysisSettings, split_names
-from cbtqa.simulation.instruments import SAFETY, Instrument, load_instrument
+from cbtqa.simulation.instruments import SAFETY, Instrument
 from cbtqa.simulation.judging.run import JUDGED
 from cbtqa.simulation.judging.task import RULES
-from cbtqa.simulation.sessions import StudyFolder, read_transcripts
+from cbtqa.simulation.profiles import read_profiles
+from cbtqa.simulation.sessions import PROFILES_NAME, StudyFolder, read_transcripts
 
 ANALYSIS = "analysis"
 PAGE_NAME, JSON_NAME = "report.html", "analysis.json"
 SCORES_NAME, CONTRASTS_NAME, METHODS_NAME = "scores.csv", "contrasts.csv", "methods.md"
+WINS_NAME, GROUPS_NAME = "wins.csv", "groups.csv"
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,10 @@ class Material:
     sessions: tuple[Session, ...] = ()
     notes: tuple[str, ...] = ()
     """Alarms from reading."""
+    reading: tuple[str, ...] = ()
+    """Of a table: which column was taken for what."""
+    pattern: ArmPattern | None = None
+    """What told the arms' factors."""
 
 
 def analyse(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Material]:
@@ -104,12 +115,9 @@ def analyse(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Mater
     settings = resolved.values
     is_study = settings.source.is_dir() or settings.judged is not None
     material = _from_study(settings) if is_study else _from_table(settings)
-    arms, baseline = material.arms, settings.baseline
-    if baseline is not None:
-        if baseline not in arms:
-            raise UsageError(f"no arm '{baseline}'", hint=f"arms: {', '.join(arms)}")
-        arms = (baseline, *(arm for arm in arms if arm != baseline))
-    material = _with_equal_patients(replace(material, arms=arms), settings.common_patients)
+    material = replace(material, arms=_ordered(material.arms, settings.baseline))
+    material = _with_equal_patients(material, settings.common_patients)
+    settings, material = _with_known_terms(settings, material)
     results, correlations = [], []
     agreement: list[AgreementRow] = []
     corrected: list[CorrectedRow] = []
@@ -134,6 +142,7 @@ def analyse(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Mater
     report = AnalysisReport(
         title=settings.title or material.title,
         source=material.source,
+        reading=material.reading,
         arms=material.arms,
         n_sessions=len({row.session_id for row in first}),
         n_patients=n_patients,
@@ -156,19 +165,47 @@ def analyse(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Mater
     return report.model_copy(update={"methods": methods_text(report, settings).en}), material
 
 
+def _ordered(arms: tuple[str, ...], baseline: str | None) -> tuple[str, ...]:
+    """The baseline first."""
+    if baseline is None:
+        return arms
+    if baseline not in arms:
+        raise UsageError(f"no arm '{baseline}'", hint=f"arms: {', '.join(arms)}")
+    return (baseline, *(arm for arm in arms if arm != baseline))
+
+
 def _from_table(settings: AnalysisSettings) -> Material:
-    if len(settings.instrument) != 1:
-        raise UsageError(
-            "a table of scores holds one instrument: name it",
-            hint="add --instrument ctrs-ladder (or ctrs, cts-r, act-fm, tes, or your rubric file)",
-        )
     if settings.human:
         raise UsageError("--human needs a judged study: a table does not name its sessions")
-    instrument = load_instrument(settings.instrument[0])
-    rows = read_scores(settings.source, instrument, settings)
-    arms = tuple(dict.fromkeys(row.arm for row in rows))
+    table = read_table(settings.source, settings, settings.instrument)
+    scored = tuple(Scored(instrument, rows) for instrument, rows in table.scores)
+    arms = tuple(dict.fromkeys(row.arm for row in scored[0].rows))
     name = settings.source.name
-    return Material(name, name, (Scored(instrument, rows),), arms)
+    return Material(name, name, scored, arms, reading=table.reading, pattern=table.pattern)
+
+
+def _with_known_terms(
+    settings: AnalysisSettings, material: Material
+) -> tuple[AnalysisSettings, Material]:
+    """With the model of terms of the study whose names the arms have, unless a flag named one."""
+    pattern, rows = material.pattern, material.scored[0].rows
+    if settings.terms is not None or pattern is None:
+        return settings, material
+    terms = list(split_names(pattern.terms))
+    if len({row.number for row in rows}) < 2:
+        terms = [term for term in terms if term != "z(session)"]
+    levels = {f"{name}={level}" for row in rows for name, level in row.factors.items()}
+    reference = tuple(one for one in pattern.reference if one in levels)
+    known = settings.model_copy(
+        update={"terms": ",".join(terms), "reference": settings.reference or reference}
+    )
+    try:
+        regress(rows, material.scored[0].instrument, known)
+    except UsageError as error:
+        note = f"model of terms: none ({error})"
+        return settings, replace(material, reading=(*material.reading, note))
+    note = f"model of terms: {known.terms}, {' '.join(known.reference)} as its intercept"
+    return known, replace(material, reading=(*material.reading, note))
 
 
 def _from_study(settings: AnalysisSettings) -> Material:
@@ -193,10 +230,11 @@ def _from_study(settings: AnalysisSettings) -> Material:
         sample = settings.human_sample or sample_of(path, [drawn_from])
         samples[rated] = sample if samples.get(rated, sample) == sample else None
     levels = {arm.name: arm.levels for arm in study.arms} if study else {}
+    traits = _traits(settings, sessions)
     scored = [
         Scored(
             one.instrument,
-            score_sessions(one, sessions, levels),
+            score_sessions(one, sessions, levels, traits),
             one,
             tuple(people[name]),
             samples.get(name),
@@ -209,6 +247,18 @@ def _from_study(settings: AnalysisSettings) -> Material:
     notes = tuple(note for one in judged.values() for note in _gaps(one, sessions))
     title = (study.title or study.id) if study else settings.source.name
     return Material(title, settings.source.name, tuple(scored), arms, sessions, notes)
+
+
+def _traits(settings: AnalysisSettings, sessions: Sequence[Session]) -> dict[str, dict[str, str]]:
+    """Patient to attributes: of `--patients`, else those of one value in the study's profiles."""
+    if settings.patients is not None:
+        return read_traits(settings.patients, list(dict.fromkeys(s.profile_id for s in sessions)))
+    path = settings.source / PROFILES_NAME
+    found: dict[str, dict[str, str]] = {}
+    for profile in read_profiles(path) if path.is_file() else ():
+        own = {name: one[0] for name, one in profile.attributes.items() if len(one) == 1}
+        found[profile.id] = own | ({"archetype": profile.archetype} if profile.archetype else {})
+    return found
 
 
 def _gaps(judged: Judged, sessions: Sequence[Session]) -> Iterable[str]:
@@ -279,15 +329,18 @@ def _analyse_one(
         use=tuple(item_use(instrument, rows, ratings)),
         top=tuple(top_shares(instrument, rows, ratings, arms)),
         missing=tuple(missing_totals(instrument, rows)),
+        exploration=explore(rows, instrument.headline.id, arms, settings),
     )
 
 
-def run_analysis(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Path]:
+def run_analysis(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, Path | None]:
     """Analyses and writes the folder; gives the report and the folder.
+
+    A table without `out` is analysed, and no folder is written.
 
     Raises:
         DataError: there is no such source.
-        UsageError: a table without `out`; else as `analyse`.
+        UsageError: as `analyse`, or there can be no such folder as `out`.
     """
     started, settings = now(), resolved.values
     if not settings.source.exists():
@@ -295,24 +348,31 @@ def run_analysis(resolved: Resolved[AnalysisSettings]) -> tuple[AnalysisReport, 
             "no such study or table", where=str(settings.source), hint="cbtqa simulate run"
         )
     out = settings.out or (settings.source / ANALYSIS if settings.source.is_dir() else None)
-    if out is None:
-        raise UsageError("where to? a table wants --out", hint="add --out FOLDER")
+    if out is not None:
+        make_folder(out)
     report, material = analyse(resolved)
+    if out is None:
+        return report, None
     (out / MANIFEST_NAME).unlink(missing_ok=True)
     methods = methods_text(report, settings)
+    tables = {
+        SCORES_NAME: _score_table(material),
+        CONTRASTS_NAME: _contrast_table(report),
+        WINS_NAME: wins_file(report),
+        GROUPS_NAME: groups_file(report),
+    }
     write_json(out / JSON_NAME, report)
-    write_text(out / SCORES_NAME, _score_table(material).csv())
-    write_text(out / CONTRASTS_NAME, _contrast_table(report).csv())
+    for name, table in tables.items():
+        write_text(out / name, table.csv())
     write_text(out / METHODS_NAME, f"{methods.en}\n\n{methods.zh}\n")
     write_text(out / PAGE_NAME, analysis_page(report, methods, settings.lang))
-    names = (JSON_NAME, SCORES_NAME, CONTRASTS_NAME, METHODS_NAME, PAGE_NAME)
+    names = (JSON_NAME, *tables, METHODS_NAME, PAGE_NAME)
+    read = (settings.source, settings.patients, *settings.human)
     manifest = new_manifest(
         "session-analysis",
         resolved,
         started,
-        inputs=tuple(
-            describe_file(path) for path in (settings.source, *settings.human) if path.is_file()
-        ),
+        inputs=tuple(describe_file(path) for path in read if path is not None and path.is_file()),
         counts={"n_sessions": report.n_sessions, "n_alarms": len(report.alarms)},
         files=tuple(describe_file(out / name, out) for name in names),
     )

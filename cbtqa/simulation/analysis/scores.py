@@ -9,11 +9,8 @@ missing, and so are the totals that want it.
 
 from __future__ import annotations
 
-import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,6 @@ from cbtqa.files import parse_record, read_json, read_jsonl, read_rows
 from cbtqa.manifest import MANIFEST_NAME, read_manifest
 from cbtqa.ratings.rubric import Rubric
 from cbtqa.records import ItemRating, Session
-from cbtqa.simulation.analysis.settings import ColumnSettings, split_names
 from cbtqa.simulation.instruments import Instrument, TotalScore
 from cbtqa.simulation.judging.run import INSTRUMENT_NAME, RATINGS_NAME
 from cbtqa.simulation.judging.task import shown_turns
@@ -49,6 +45,8 @@ class SessionScore:
     numbers: Mapping[str, float] = field(default_factory=dict)
     """Covariates: `session`, and where the transcript is known `words`, `turns`."""
     stop_reason: str = ""
+    traits: Mapping[str, str] = field(default_factory=dict)
+    """Attributes of the patient, such as `archetype`."""
 
     def total(self, name: str) -> float | None:
         """The value of a total or area by its id."""
@@ -117,11 +115,13 @@ def score_sessions(
     judged: Judged,
     sessions: Sequence[Session],
     levels: Mapping[str, Mapping[str, str]] | None = None,
+    traits: Mapping[str, Mapping[str, str]] | None = None,
 ) -> tuple[SessionScore, ...]:
     """Every session that any judge was given, in the order of the sessions.
 
     Args:
         levels: arm to its levels of further factors.
+        traits: patient to its attributes.
     """
     by_judge = [cells_of(ratings) for ratings in judged.ratings.values()]
     reasons = _reasons_of(judged.all_ratings())
@@ -153,6 +153,7 @@ def score_sessions(
                     "words": float(sum(len(text.split()) for text in said)),
                 },
                 stop_reason=session.stop_reason,
+                traits=dict((traits or {}).get(session.profile_id, {})),
             )
         )
     return tuple(scores)
@@ -202,134 +203,6 @@ def mean_of(values: Iterable[float | None]) -> float | None:
     """The mean of the known values; None without any."""
     kept = [value for value in values if value is not None]
     return sum(kept) / len(kept) if kept else None
-
-
-# --- tables with one row per session -------------------------------------------------------------
-
-MISSING = frozenset({"", "na", "n/a", "nan", "none", "null", "-"})
-
-
-def read_scores(
-    path: Path, instrument: Instrument, settings: ColumnSettings
-) -> tuple[SessionScore, ...]:
-    """Scores of sessions from a table (CSV, TSV, JSONL or Parquet), one row per session.
-
-    Raises:
-        DataError: `file:line:column` of a value that is no rating on the item's scale, a missing
-            column, or no row at all.
-        UsageError: columns that cannot be matched to the instrument's items.
-    """
-    mapping: dict[str, str] = {}
-    scores: list[SessionScore] = []
-    for where, row in read_rows(path):
-        if not mapping:
-            mapping = _match_items(list(row), instrument, settings)
-            for name in (settings.patient_column, settings.arm_column):
-                if name not in row:
-                    hint = f"columns: {', '.join(row)}"
-                    raise DataError(f"no column '{name}'", where=where, hint=hint)
-        scores.append(_score(where, row, len(scores) + 1, mapping, instrument, settings))
-    if not scores:
-        raise DataError("holds no row", where=str(path))
-    return tuple(scores)
-
-
-def _score(
-    where: str,
-    row: Mapping[str, Any],
-    number: int,
-    mapping: Mapping[str, str],
-    instrument: Instrument,
-    settings: ColumnSettings,
-) -> SessionScore:
-    values = {
-        item: _rating(row.get(column), instrument.scales[item], f"{where}:{column}")
-        for column, item in mapping.items()
-    }
-    arm = str(row[settings.arm_column]).strip()
-    if not arm or not str(row[settings.patient_column]).strip():
-        raise DataError("an empty arm or patient", where=where)
-    numbers = {"session": 1.0}
-    for name, column in (("session", settings.session_column), ("words", settings.words_column)):
-        if column is not None and column in row:
-            numbers[name] = _number(row[column], f"{where}:{column}")
-    return SessionScore(
-        session_id=f"row {number}",
-        arm=arm,
-        patient=str(row[settings.patient_column]).strip(),
-        number=int(numbers["session"]),
-        values=values,
-        totals=all_totals(instrument, values),
-        factors=_factors(arm, settings, where),
-        numbers=numbers,
-    )
-
-
-def _factors(arm: str, settings: ColumnSettings, where: str) -> dict[str, str]:
-    names, parts = split_names(settings.arm_factors), arm.split(settings.arm_separator)
-    if names and len(parts) != len(names):
-        found = f"arm '{arm}' has {len(parts)} parts at '{settings.arm_separator}'"
-        raise DataError(f"{found}, expected {', '.join(names)}", where=where)
-    return dict(zip(names, parts, strict=True)) if names else {}
-
-
-def _rating(value: object, scale: tuple[int, int], where: str) -> float | None:
-    text = str(value).strip() if value is not None else ""
-    if text.lower() in MISSING:
-        return None
-    number = _number(value, where)
-    if not scale[0] <= number <= scale[1]:
-        raise DataError(f"{text} is outside {scale[0]}-{scale[1]}", where=where)
-    return number
-
-
-def _number(value: object, where: str) -> float:
-    with suppress(ValueError):
-        number = float(str(value))
-        if math.isfinite(number):
-            return number
-    raise DataError(f"{value!r} is no number", where=where)
-
-
-def _match_items(
-    names: Sequence[str], instrument: Instrument, settings: ColumnSettings
-) -> dict[str, str]:
-    """Column to item: as `--item` has it, else by the item's id or name, else by words that begin
-    like the id's ("Focusing on Key Cognitions" is `focus`); each item once.
-    """
-    mapping: dict[str, str] = {}
-    for entry in settings.item:
-        column, _, name = entry.rpartition("=")
-        if column not in names or name not in instrument.scales:
-            raise UsageError(
-                f"--item {entry}: expected COLUMN=item",
-                hint=f"items: {', '.join(instrument.scales)}; columns: {', '.join(names)}",
-            )
-        mapping[column] = name
-    taken = {settings.patient_column, settings.arm_column}
-    taken |= {settings.session_column, settings.words_column or ""}
-    free = [name for name in names if name not in mapping and name not in taken]
-    for item in instrument.items:
-        if item.id in mapping.values():
-            continue
-        exact = {item.id, item.name.en.lower(), item.name.zh}
-        hits = [name for name in free if name.strip().lower() in exact]
-        hits = hits or [name for name in free if _begins_alike(item.id, name)]
-        if len(hits) != 1:
-            found = f"several columns ({', '.join(hits)})" if hits else "no column"
-            raise UsageError(
-                f"{instrument.id}: {found} for the item '{item.id}'",
-                hint=f"add --item 'COLUMN={item.id}'; columns: {', '.join(free)}",
-            )
-        mapping[hits[0]] = item.id
-        free.remove(hits[0])
-    return mapping
-
-
-def _begins_alike(item: str, column: str) -> bool:
-    """True when every word of the id begins a word of the column."""
-    words = re.findall(r"[a-z0-9]+", column.lower())
-    return all(any(word.startswith(part) for word in words) for part in item.split("_"))
 
 
 # --- ratings by people ---------------------------------------------------------------------------

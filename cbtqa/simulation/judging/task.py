@@ -19,15 +19,18 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from cbtqa.errors import DataError
 from cbtqa.judging.asking import JudgeTask, Verdict, is_quote_of, ratings_schema
-from cbtqa.llm.chat import Fault
+from cbtqa.judging.training_rows import JudgeForm
+from cbtqa.llm.chat import Fault, Sampling
 from cbtqa.llm.cost import estimate_tokens
 from cbtqa.prompts import fence
-from cbtqa.ratings.rubric import Criterion
+from cbtqa.ratings.rubric import Criterion, Rubric
+from cbtqa.ratings.study import Item
 from cbtqa.records import ItemRating, Reason, Session, Turn
 from cbtqa.simulation.instruments import SAFETY, Instrument
 from cbtqa.simulation.marks import CONTENT_MARKS, FAULTY_SHARE, HARMS, SPOILING, content_marks
-from cbtqa.simulation.sessions import numbered, transcript_text
+from cbtqa.simulation.sessions import ROLES, numbered, transcript_text
 from cbtqa.simulation.study import shipped_yaml
 
 INSTRUMENT_KEY = "instrument"
@@ -150,6 +153,37 @@ class SessionJudge(JudgeTask[SessionAsk]):
         if self._counts_turns and names_a_turn(evidence, ask.turns):
             return True
         return (not evidence and is_omission) or is_quoted(evidence, ask.turns)
+
+
+def session_form(rubric: Rubric, prompt: str | None) -> JudgeForm[SessionAsk]:
+    """The judge of sessions, and how items of a rating study are put before it."""
+    judge = SessionJudge(rubric, rubric.id, Sampling(seed=0), "", "", prompt or "judge_session")
+
+    def longest(item: Item) -> str:
+        said = [(len(one.text), -n) for n, one in enumerate(_turns(item), 1) if _is_therapist(one)]
+        return str(-max(said, default=(0, -1))[1])
+
+    return JudgeForm(
+        judge,
+        ask=lambda item, place: SessionAsk(
+            item.id, transcript_text(_turns(item)), _turns(item), place + 1, UNKNOWN
+        ),
+        quote=lambda _, evidence: evidence.lstrip("# "),
+        stand_in=longest,
+        lang="en",
+    )
+
+
+def _is_therapist(turn: Turn) -> bool:
+    return turn.role == "therapist"
+
+
+def _turns(item: Item) -> tuple[Turn, ...]:
+    if unknown := sorted({one.role for one in item.turns} - set(ROLES)):
+        raise DataError(
+            f"a turn by '{unknown[0]}', which is neither therapist nor patient", where=item.id
+        )
+    return tuple(Turn(role=ROLES[one.role], text=one.text) for one in item.turns)
 
 
 MOST_OF_AN_OMISSION = 1
