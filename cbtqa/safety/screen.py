@@ -54,8 +54,10 @@ real questions mostly ordinary distress."""
 SPOKEN = 0.95, 0.97
 """The same for a turn of a session. The model has learned whole questions: of ordinary short lines,
 such as "It began on Monday", it is too sure at lower ones."""
-SPOKEN_TO_BOTH = 0.90, 0.95
-"""The same for both models weighed together."""
+SPOKEN_TO_BOTH = 0.97, 1.0
+SPOKEN_DANGER = 0.95
+"""The same for both models weighed together, which find no concern in a turn, and for the encoder's
+word on another danger: of 499 ordinary turns of patients two are above."""
 DANGER, DANGER_WORDED, ACUTE = 0.30, 0.04, 0.40
 """Probability of a danger from which it is told; from which where a plain wording of it matches;
 and share of the acute form from which it is acute. At these, a class is found in less than 1 % of
@@ -270,17 +272,20 @@ def _with_encoder(
     built_in, encoder = _sentence_scores(reading, hits), _sentence_scores(also, ())
     language = language_of(text)
     explicit, flagged = tuned.weigh([one.max() for one in (*built_in, *encoder)], language)
-    if flagged < HARDLY:
+    limits, danger_limits = tuned.limits[language], tuned.danger_limits
+    if is_spoken:
+        rules, hits, limits = own.risk, own.hits, SPOKEN_TO_BOTH
+        danger_limits = SPOKEN_DANGER, SPOKEN_DANGER, danger_limits[2]
+    elif flagged < HARDLY:
         hits = tuple(_a_grade_lower(hit) for hit in hits)
         rules = _worst(hits)
-    limits = SPOKEN_TO_BOTH if is_spoken else tuned.limits[language]
     risk = combine(rules, explicit, flagged, limits)
     if risk != rules and risk == own.risk:
         hits = (*hits, *(hit for hit in own.hits if hit.rule.startswith("model.")))
     elif risk != rules:
         stretch = _stretch(text, also, encoder[0] if risk == "explicit" else encoder[1])
         hits = (*hits, Hit(f"encoder.{risk}", risk, *stretch))
-    found = Screening("none", (), _dangers(text, also, tuned.danger_limits))
+    found = Screening("none", (), _dangers(text, also, danger_limits))
     dangers = worse_of_two(own, found).dangers
     return replace(own, risk=risk, hits=hits, dangers=tuple(sorted(dangers, key=_likeliest)))
 

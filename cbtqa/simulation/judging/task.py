@@ -146,7 +146,7 @@ class SessionJudge(JudgeTask[SessionAsk]):
 
     def rests_on(self, ask: SessionAsk, criterion: Criterion, value: int, evidence: str) -> bool:
         """The number of a turn, or words of one; what was left out can be shown by neither."""
-        is_omission = value <= max(criterion.low, MOST_OF_AN_OMISSION)
+        is_omission = value <= max(criterion.low, MOST_OF_AN_OMISSION) or value == criterion.silent
         if self._counts_turns and names_a_turn(evidence, ask.turns):
             return True
         return (not evidence and is_omission) or is_quoted(evidence, ask.turns)

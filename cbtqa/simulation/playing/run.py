@@ -121,9 +121,9 @@ def run_study(
     refuse_foreign(folder.journal_path, "study")
     service = service_of(study.players(), limits, is_acknowledged=is_acknowledged)
     opinions, what = opinions or Opinions(), "the sessions"
-    path, further = folder.journal_path, opinions.services
+    how: dict[str, Any] = {"further": opinions.services, "what": what}
     with (
-        open_run(path, JOURNAL_FINGERPRINT, service, further=further, what=what) as opened,
+        open_run(folder.journal_path, JOURNAL_FINGERPRINT, service, **how) as opened,
         opinions.open(what) as second,
     ):
         refuse_other_settings(opened.journal, courses, folder, update=update)
