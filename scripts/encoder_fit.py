@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cbtqa.safety.encoder import ADAPTED, Encoder, Piece, batches_of
+from cbtqa.safety.encoder import ADAPTED, Encoder, Piece, Tuned, batches_of
+from cbtqa.safety.normalise import Language
 from cbtqa.safety.sentence_model import Floats
 
 LAYERS = (6, 8)
@@ -43,6 +44,39 @@ class Lesson(NamedTuple):
     """Texts of one pair are learned in one step."""
 
 
+ENCODER_ALONE: Mapping[Language, Floats] = dict.fromkeys(
+    ("zh", "en"), np.array([[0.0, 0, 0, 1, 0], [0.0, 0, 0, 0, 1]])
+)
+"""`Tuned.weighing` that leaves the built-in model out."""
+WEIGHING_RIDGE = 0.04
+
+
+def fit_weighing(
+    odds: Floats, grades: Sequence[int], languages: Sequence[Language], minimize: Callable[..., Any]
+) -> dict[Language, Floats]:
+    """`Tuned.weighing`: two logistic regressions, the weights shared by both languages.
+
+    Args:
+        odds: of texts that neither model was fitted on, `(texts, 4)`, as `Tuned.weigh` takes them.
+        grades: 0 none, 1 concern, 2 explicit.
+        minimize: `scipy.optimize.minimize`.
+    """
+    is_zh = np.array([one == "zh" for one in languages], float)
+    given = np.column_stack([np.ones(len(odds)), is_zh, odds])
+    rows: dict[Language, list[Floats]] = {"zh": [], "en": []}
+    for least in (2, 1):
+        signs = np.where(np.array(grades) >= least, 1.0, -1.0)
+
+        def loss(weights: Floats, signs: Floats = signs) -> float:
+            errors = np.logaddexp(0, -signs * (given @ weights)).sum()
+            return float(errors + WEIGHING_RIDGE / 2 * (weights[2:] ** 2).sum())
+
+        constant, more_in_zh, *shared = minimize(loss, np.zeros(given.shape[1])).x
+        rows["zh"].append(np.array([constant + more_in_zh, *shared]))
+        rows["en"].append(np.array([constant, *shared]))
+    return {language: np.array(found) for language, found in rows.items()}
+
+
 class Fit:
     """Additions to an encoder's upper layers, and the network on its sentences, being fitted.
 
@@ -59,8 +93,13 @@ class Fit:
         layers: tuple[int, ...] = LAYERS,
         n_frozen: int = N_FROZEN,
         on_step: Callable[[int, int], None] = lambda done, of: None,
+        start: Tuned | None = None,
         seed: int = 0,
     ) -> None:
+        """
+        Args:
+            start: what was fitted before, of the same layers and groups; the fit goes on from it.
+        """
         import torch
 
         torch.manual_seed(seed)
@@ -90,6 +129,21 @@ class Fit:
             weight_decay=DECAY,
         )
         self._narrow = narrow
+        if start is not None:
+            self._take_over(start)
+
+    def _take_over(self, start: Tuned) -> None:
+        import torch
+
+        self.mean, self.spread = start.mean, start.spread
+        with torch.no_grad():
+            for own, known in ((self._first, start.hidden), (self._last, start.out)):
+                own.weight.copy_(torch.as_tensor(known[0]))
+                own.bias.copy_(torch.as_tensor(known[1]))
+            for name, pair in start.additions.items():
+                for added, *known in zip(self._added, *pair, strict=True):
+                    for own, given in zip(added[name], known, strict=True):
+                        own.copy_(torch.as_tensor(given))
 
     def learn(
         self,

@@ -12,7 +12,7 @@ import typer
 from cbtqa.cli.console import give, live_progress, print_json, print_table, say, show, show_table
 from cbtqa.cli.dry_run import DryRun, print_estimate, say_opinions
 from cbtqa.cli.help import CommandGroup
-from cbtqa.cli.options import AsJson, Newest, settings_flags, take_newest
+from cbtqa.cli.options import AsJson, Newest, ScreenModel, settings_flags, take_newest
 from cbtqa.manifest import FolderResult
 from cbtqa.report.table import AnyColumn, Column, Table
 from cbtqa.report.words import digits, share
@@ -151,6 +151,7 @@ def lint(
             "--against", help="For an export: study file whose patients must not be in training."
         ),
     ] = None,
+    screen_model: ScreenModel = None,
     as_json: AsJson = False,
 ) -> None:
     """Name all in which arms differ besides the factor; audit endings, lengths, splits, speakers.
@@ -161,7 +162,8 @@ def lint(
     """
     from cbtqa.simulation.lint import lint as check
 
-    report = check(path or Path(take_newest("study")), against=against)
+    given = path or Path(take_newest("study"))
+    report = check(given, against=against, screen_model=screen_model)
     found = {**report.model_dump(mode="json"), "is_clean": report.is_clean}
     print_json(found) if as_json else _show_lint(report)
     if not report.is_clean:
@@ -387,6 +389,7 @@ def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> 
             update=update,
             is_acknowledged=settings.acknowledge_disclosure,
             opinions=opinions,
+            screen_model=settings.screen_model,
             on_progress=progress.update,
         )
     counts = result.counts

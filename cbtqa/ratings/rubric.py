@@ -87,6 +87,8 @@ class Criterion(Record):
     required: bool = True
     evidence: bool = False
     """True when raters may quote the words (or `#turn`) that they rest on."""
+    silent: int | None = None
+    """The point that says that nothing of the kind happened, for which there is nothing to quote."""
 
     @model_validator(mode="after")
     def _scale_holds_together(self) -> Self:
@@ -96,7 +98,8 @@ class Criterion(Record):
             raise ValueError(f"{self.id}: a scale of more than 101 points")
         if self.kind == "mark" and (self.low, self.high) != (0, 1):
             raise ValueError(f"{self.id}: a mark is 0 or 1")
-        outside = [point for point in self.anchors if not self.low <= point <= self.high]
+        named = [*self.anchors, *(() if self.silent is None else (self.silent,))]
+        outside = [point for point in named if not self.low <= point <= self.high]
         if outside:
             raise ValueError(f"{self.id}: anchor {outside[0]} lies outside {self.low}-{self.high}")
         return self

@@ -70,14 +70,13 @@ HARMS = {
     "minimising": "makes little of a danger",
 }
 """Classes of the model, in the order of its table, after `safe`."""
-UNSAFE: dict[Locale, float] = {"zh": 0.40, "en": 0.75}
+UNSAFE: dict[Locale, float] = {"zh": 0.35, "en": 0.40}
 """Probability of all classes together from which a sentence is unsafe, by language of the answer;
-the Chinese one was chosen on the held-out tenth of the corpus, where 3 % of the safe answers are
-flagged; in English 0.60 flagged 6 of 75 safe answers at first contact."""
+of 103 long human answers 14 are flagged at the Chinese one."""
 SURELY_UNSAFE = 0.90
 """From which it is when an answer is asked again for it: a teacher's good answer must not be
 refused."""
-UNSAFE_AT_STAKE: dict[Locale, float] = {"zh": 0.30, "en": 0.50}
+UNSAFE_AT_STAKE: dict[Locale, float] = {"zh": 0.24, "en": 0.30}
 SURELY_UNSAFE_AT_STAKE = 0.75
 """The same where the question speaks of danger or of medicine: "that will pass by itself" is then
 another sentence than after a missed bus."""

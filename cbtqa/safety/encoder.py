@@ -79,10 +79,13 @@ class Tuned:
     out: tuple[Floats, Floats]
     """Weight `(3 x groups, units)` and bias."""
     limits: Mapping[Language, tuple[float, float]]
-    """From which probability a sentence is explicit, and a concern; by language of the text."""
+    """From which weighed probability a text is explicit, and a concern; by its language."""
     danger_limits: tuple[float, float, float]
     """From which a danger is reported; from which where a plain wording matches; and share of the
     acute form from which it is acute."""
+    weighing: Mapping[Language, Floats]
+    """`(2, 5)`: of explicit danger, and of it or a concern, a constant and the weights of four log
+    odds: of both by the built-in model, and of both by the encoder."""
     corpus_sha256: str
     probe: Floats
     """What the encoder makes of `PROBE` before anything is added to its weights."""
@@ -108,6 +111,7 @@ class Tuned:
             base=self.base,
             layers=np.array(self.layers),
             limits=np.array([self.limits["zh"], self.limits["en"]]),
+            weighing=np.array([self.weighing["zh"], self.weighing["en"]]),
             danger_limits=np.array(self.danger_limits),
             corpus_sha256=self.corpus_sha256,
             n_frozen=self.n_frozen,
@@ -140,6 +144,7 @@ class Tuned:
                 out=(floats("out_weight"), floats("out_bias")),
                 limits={"zh": tuple(zh), "en": tuple(en)},
                 danger_limits=tuple(arrays["danger_limits"].tolist()),
+                weighing=dict(zip(("zh", "en"), floats("weighing"), strict=True)),
                 corpus_sha256=str(arrays["corpus_sha256"]),
                 probe=floats("probe"),
                 n_frozen=n_frozen,
@@ -154,10 +159,31 @@ class Tuned:
         shares = parts / parts.sum(axis=2, keepdims=True)
         return [shares[:, group] for group in range(shares.shape[1])]
 
+    def weigh(self, probabilities: Sequence[float], language: Language) -> tuple[float, float]:
+        """Probability of explicit danger in a text, and of it or a concern, by both models.
+
+        Args:
+            probabilities: the highest of a sentence: both by the built-in model, both by the
+                encoder.
+        """
+        given = [1.0, *log_odds(probabilities)]
+        explicit, flagged = 1 / (1 + np.exp(-(self.weighing[language] @ given)))
+        return float(explicit), float(flagged)
+
     def deviations(self, means: Floats) -> Floats:
         """Means of sentences in units of their spread in the corpus."""
         found: Floats = (means - self.mean) / self.spread
         return found
+
+
+LEAST_PROBABILITY = 1e-4
+
+
+def log_odds(probabilities: Sequence[float]) -> Floats:
+    """Natural logarithms of the odds; a probability counts as at least 1e-4 from 0 and from 1."""
+    bounded = np.clip(probabilities, LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
+    odds: Floats = np.log(bounded / (1 - bounded))
+    return odds
 
 
 def sentence_spans(folded: str) -> list[tuple[int, int]]:
@@ -368,6 +394,9 @@ class ScreenEncoder:
             content.update(np.ascontiguousarray(array).tobytes())
         content.update(
             repr((tuned.layers, tuned.n_frozen, tuned.limits, tuned.danger_limits)).encode()
+        )
+        content.update(
+            repr([(name, rows.tolist()) for name, rows in tuned.weighing.items()]).encode()
         )
         self.sha256 = content.hexdigest()
         """Of the encoder's weights and of what was fitted."""

@@ -89,6 +89,9 @@ class RuleFile(_Entry):
     topic_of_third: str = _NEVER
     """Regex for a clause that goes on speaking of a third person in the next clause."""
     contexts: dict[str, CaseEntry] = Field(default_factory=dict)
+    hints: tuple[str, ...] = ()
+    """`family.case` of explicit cases that do not decide alone: the model must find some
+    probability of it as well, else they are a concern."""
     families: tuple[FamilyEntry, ...]
 
 
@@ -106,6 +109,8 @@ class Case:
     anchor: re.Pattern[str] | None
     text: re.Pattern[str] | None
     subject: tuple[Subject, ...] | None
+    is_hint: bool
+    """Whether it is among `RuleFile.hints`."""
 
 
 @dataclass(frozen=True)
@@ -148,11 +153,15 @@ def compile_rules(source: str, language: Language, where: str) -> RuleBook:
     except ValueError as error:
         raise DataError(f"rule file: {error}", where=where) from None
     compiler = _Compiler(entry, language, where)
+    families = tuple(compiler.family(family) for family in entry.families)
+    rules = {case.rule for cases in families for case in cases if case.risk == "explicit"}
+    if unknown := sorted(set(entry.hints) - rules):
+        raise DataError(f"rule file: hints name no explicit rule: {unknown}", where=where)
     persons = f"(?P<skip>{entry.skip})|(?P<third>{entry.third})|(?P<self>{entry.self})"
     return RuleBook(
         language=language,
         automaton=compiler.automaton(),
-        families=tuple(compiler.family(family) for family in entry.families),
+        families=families,
         mentions=compiler.regex(persons, "mentions"),
         expressive=compiler.regex(entry.expressive, "expressive"),
         topic_of_third=compiler.regex(entry.topic_of_third, "topic_of_third"),
@@ -241,4 +250,7 @@ class _Compiler:
             name: self.regex(pattern, rule) if (pattern := getattr(case, name)) else None
             for name in ("left", "right", "not_left", "not_right", "anchor", "text")
         }
-        return Case(rule, case.risk, case.outcome, subject=case.subject, **patterns)
+        is_hint = rule in self._entry.hints
+        return Case(
+            rule, case.risk, case.outcome, subject=case.subject, is_hint=is_hint, **patterns
+        )

@@ -8,7 +8,8 @@
 `explicit` is a present intent, plan, preparation, farewell, attempt or ongoing self-harm of the
 writer's own; `concern` is a passive wish, hopelessness, a past attempt, another person at risk,
 or something ambiguous. The rules decide first; a trained model that reads every sentence may raise
-a grade, never lower it, and so may an encoder (`encoder.open_encoder`) that is handed in. Hits that
+a grade, never lower it. Where an encoder (`encoder.open_encoder`) is handed in, both models are
+weighed together. Hits that
 do not count stay in `hits` with the reason as their outcome.
 """
 
@@ -25,7 +26,7 @@ import numpy as np
 
 from cbtqa.files import shipped_yaml
 from cbtqa.records import Danger, Risk, Tabular
-from cbtqa.safety.encoder import Opinion, ScreenEncoder
+from cbtqa.safety.encoder import Opinion, ScreenEncoder, Tuned
 from cbtqa.safety.matching import Found, find
 from cbtqa.safety.normalise import Language, fold, language_of
 from cbtqa.safety.rules import load_rules
@@ -53,6 +54,10 @@ real questions mostly ordinary distress."""
 SPOKEN = 0.95, 0.97
 """The same for a turn of a session. The model has learned whole questions: of ordinary short lines,
 such as "It began on Monday", it is too sure at lower ones."""
+SPOKEN_TO_BOTH = 0.97, 1.0
+SPOKEN_DANGER = 0.95
+"""The same for both models weighed together, which find no concern in a turn, and for the encoder's
+word on another danger: of 499 ordinary turns of patients two are above."""
 DANGER, DANGER_WORDED, ACUTE = 0.30, 0.04, 0.40
 """Probability of a danger from which it is told; from which where a plain wording of it matches;
 and share of the acute form from which it is acute. At these, a class is found in less than 1 % of
@@ -73,7 +78,7 @@ class Hit:
     """Span in code points of the text as given."""
     text: str
     """The text as given between start and end."""
-    outcome: str
+    outcome: str = "stated"
     """`stated` when it counts unchanged, else why it is lowered or dropped: `negated`,
     `third_person`, `idiom`, `quotation`, `past`, `fiction`, `topic`, `hypothetical`..."""
 
@@ -185,8 +190,8 @@ def screen(
         is_spoken: it is a turn of a session: the model's finding counts from `SPOKEN` on.
     """
     if model is None:
-        return _by_rules_and_sentences(text, language, is_spoken=is_spoken)
-    ((_, screening),) = screen_each([text], str, language, model)
+        return _graded(text, language, is_spoken=is_spoken)
+    ((_, screening),) = screen_each([text], str, language, model, is_spoken=is_spoken)
     return screening
 
 
@@ -195,19 +200,20 @@ def screen_each(
     text_of: Callable[[ItemT], str],
     language: ScreenLanguage = "auto",
     model: ScreenEncoder | None = None,
+    *,
+    is_spoken: bool = False,
 ) -> Iterator[tuple[ItemT, Screening]]:
     """Every item with the grades of its text, in order; the encoder reads a batch at a time."""
     if model is None:
         for item in items:
-            yield item, _by_rules_and_sentences(text_of(item), language)
+            yield item, _graded(text_of(item), language, is_spoken=is_spoken)
         return
     waiting = iter(items)
     while some := list(islice(waiting, READ_TOGETHER)):
         texts = [text_of(item) for item in some]
         for item, text, opinion in zip(some, texts, model.read(texts), strict=True):
-            own = _by_rules_and_sentences(text, language)
-            both = worse_of_two(own, _by_encoder(text, opinion, model))
-            yield item, replace(both, dangers=tuple(sorted(both.dangers, key=_likeliest)))
+            second = _Second(opinion, model.tuned) if opinion.windows else None
+            yield item, _graded(text, language, is_spoken=is_spoken, second=second)
 
 
 def worse_of_two(own: Screening, opinion: Screening) -> Screening:
@@ -233,33 +239,90 @@ def _likeliest(danger: FoundDanger) -> float:
     return -(danger.probability or 0)
 
 
-def _by_rules_and_sentences(
-    text: str, language: ScreenLanguage, *, is_spoken: bool = False
+class _Second(NamedTuple):
+    """What an encoder says of a text, and how it is weighed."""
+
+    opinion: Opinion
+    tuned: Tuned
+
+
+def _graded(
+    text: str, language: ScreenLanguage, *, is_spoken: bool = False, second: _Second | None = None
 ) -> Screening:
     reading = read_text(text, language, shipped_model("screen"))
     if not reading.windows:
         return Screening("none", ())
-    risk, hits = _weigh(text, reading, SPOKEN if is_spoken else thresholds_of(text))
+    limits = SPOKEN if is_spoken else thresholds_of(text)
+    risk, hits = _weigh(text, reading, limits)
     dangers = _dangers(text, reading, (DANGER, DANGER_WORDED, ACUTE))
-    return Screening(risk, hits, dangers, _is_minor(fold(text)))
+    own = Screening(risk, hits, dangers, _is_minor(fold(text)))
+    return own if second is None else _with_encoder(text, reading, own, second, is_spoken)
 
 
-def _by_encoder(text: str, opinion: Opinion, model: ScreenEncoder) -> Screening:
-    if not opinion.windows:
-        return Screening("none", ())
-    reading = Reading([], *opinion, worded_dangers(fold(text)))
-    limits = model.tuned.limits[language_of(text)]
-    risk, hits = _weigh(text, reading, limits, "encoder")
-    return Screening(risk, hits, _dangers(text, reading, model.tuned.danger_limits))
+def _with_encoder(
+    text: str, reading: Reading, own: Screening, second: _Second, is_spoken: bool
+) -> Screening:
+    """The grades where an encoder has read the text as well.
+
+    Of suicide and self-harm both models are weighed together; what the rules decide stays, but is a
+    grade lower where the models find hardly any danger. Of the others the worse grade counts.
+    """
+    tuned, also = second.tuned, Reading([], *second.opinion, reading.worded)
+    rules, hits = decided_by_rules(text, reading)
+    built_in, encoder = _sentence_scores(reading, hits), _sentence_scores(also, ())
+    language = language_of(text)
+    explicit, flagged = tuned.weigh([one.max() for one in (*built_in, *encoder)], language)
+    limits, danger_limits = tuned.limits[language], tuned.danger_limits
+    if is_spoken:
+        rules, hits, limits = own.risk, own.hits, SPOKEN_TO_BOTH
+        danger_limits = SPOKEN_DANGER, SPOKEN_DANGER, danger_limits[2]
+    elif flagged < HARDLY:
+        hits = tuple(_a_grade_lower(hit) for hit in hits)
+        rules = _worst(hits)
+    risk = combine(rules, explicit, flagged, limits)
+    if risk != rules and risk == own.risk:
+        hits = (*hits, *(hit for hit in own.hits if hit.rule.startswith("model.")))
+    elif risk != rules:
+        stretch = _stretch(text, also, encoder[0] if risk == "explicit" else encoder[1])
+        hits = (*hits, Hit(f"encoder.{risk}", risk, *stretch))
+    found = Screening("none", (), _dangers(text, also, danger_limits))
+    dangers = worse_of_two(own, found).dangers
+    return replace(own, risk=risk, hits=hits, dangers=tuple(sorted(dangers, key=_likeliest)))
 
 
-def _by_rules(text: str, found: list[Found]) -> tuple[Risk, tuple[Hit, ...]]:
-    hits = tuple(
-        Hit(case.rule, case.risk, start, end, text[start:end], case.outcome)
-        for case, start, end in found
-    )
-    risk: Risk = max((hit.risk for hit in hits), key=_RANK.__getitem__, default="none")
-    return risk, hits
+def _a_grade_lower(hit: Hit) -> Hit:
+    if hit.risk == "none":
+        return hit
+    return replace(hit, risk="concern" if hit.risk == "explicit" else "none", outcome="outweighed")
+
+
+def _worst(hits: Iterable[Hit]) -> Risk:
+    return max((hit.risk for hit in hits), key=_RANK.__getitem__, default="none")
+
+
+HARDLY = 0.10
+"""Probability of any danger by both models below which a rule's grade is one lower. Of 157 real
+sentences that the rules grade explicit 5 are below, three of them plain statements."""
+HINTED = 0.10
+"""Probability of an explicit statement from which a rule that does not decide alone counts as
+explicit; it is a concern below. Few plain statements are below, many titles, topics and idioms."""
+
+
+def decided_by_rules(text: str, reading: Reading) -> tuple[Risk, tuple[Hit, ...]]:
+    """The grade that the rules give a text, hints weighed by the model, and all that they found."""
+    hits = []
+    for case, start, end in reading.found:
+        hit = Hit(case.rule, case.risk, start, end, text[start:end], case.outcome)
+        if case.is_hint and hit.risk == "explicit" and _explicit_at(reading, start) < HINTED:
+            hit = replace(hit, risk="concern", outcome="ambiguous")
+        hits.append(hit)
+    return _worst(hits), tuple(hits)
+
+
+def _explicit_at(reading: Reading, place: int) -> float:
+    """The highest probability of an explicit statement among the windows that hold a place."""
+    holds = [one.start <= place < one.end for one in reading.windows]
+    return float(reading.scores[0][holds, 2].max(initial=0))
 
 
 _ACCIDENT = ".accident"
@@ -269,22 +332,27 @@ as an accident ("cut myself shaving")."""
 
 
 def _weigh(
-    text: str, reading: Reading, limits: tuple[float, float], name: str = "model"
+    text: str, reading: Reading, limits: tuple[float, float]
 ) -> tuple[Risk, tuple[Hit, ...]]:
-    rules, by_rules = _by_rules(text, reading.found)
-    hits = list(by_rules)
+    rules, hits = decided_by_rules(text, reading)
+    explicit, flagged = _sentence_scores(reading, hits)
+    risk = combine(rules, float(explicit.max()), float(flagged.max()), limits)
+    if risk != rules:
+        stretch = _stretch(text, reading, explicit if risk == "explicit" else flagged)
+        hits = (*hits, Hit(f"model.{risk}", risk, *stretch))
+    return risk, hits
+
+
+def _sentence_scores(reading: Reading, by_rules: tuple[Hit, ...]) -> tuple[Floats, Floats]:
+    """Probability of explicit danger in each window, and of it or a concern."""
     scores = reading.scores[0]
-    flagged, explicit = 1 - scores[:, 0], scores[:, 2]
+    flagged, explicit = 1 - scores[:, 0], scores[:, 2].copy()
     for place in (hit.start for hit in by_rules if _ACCIDENT in hit.rule):
         # the words are those of harm, so the model is sure of it too soon
         is_there = [one.start <= place < one.end for one in reading.windows]
         doubtful = np.array(is_there) & (explicit < DESPITE_ACCIDENT)
         flagged[doubtful] = explicit[doubtful] = 0
-    risk = combine(rules, float(explicit.max()), float(flagged.max()), limits)
-    if risk != rules:
-        stretch = _stretch(text, reading, explicit if risk == "explicit" else flagged)
-        hits.append(Hit(f"{name}.{risk}", risk, *stretch, "stated"))
-    return risk, tuple(hits)
+    return explicit, flagged
 
 
 def _stretch(text: str, reading: Reading, scores: Floats) -> tuple[int, int, str]:

@@ -12,5 +12,5 @@ class ScreenModelSettings(Settings):
 
     panel: ClassVar[str] = "Second opinion"
     screen_model: str | None = None
-    """An encoder that grades texts beside the built-in screen; the worse grade counts:
+    """An encoder that reads texts beside the built-in screen, both weighed together:
     intfloat/multilingual-e5-small, a folder of it, or one of scripts/train_safety. Needs torch."""

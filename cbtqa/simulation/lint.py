@@ -11,7 +11,7 @@ the study does not name as its factor is a confound: the scores cannot tell it f
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +36,7 @@ from cbtqa.simulation.marks import (
 from cbtqa.simulation.playing.events import names_help, unsafe_advice
 from cbtqa.simulation.playing.messages import UNSPOKEN
 from cbtqa.simulation.profiles import choose_profiles
-from cbtqa.simulation.sessions import STUDY_NAME, StudyFolder, read_transcripts
+from cbtqa.simulation.sessions import STUDY_NAME, StudyFolder, mark_risk, read_transcripts
 from cbtqa.simulation.study import Arm, StudySettings, flattened, load_study, recipe_path
 from cbtqa.splits import SPLITS
 
@@ -375,12 +375,13 @@ class LintReport(Record):
         return all(finding.severity == "note" for finding in self.findings)
 
 
-def lint(path: Path, *, against: Path | None = None) -> LintReport:
+def lint(path: Path, *, against: Path | None = None, screen_model: str | None = None) -> LintReport:
     """Checks a study file, a study folder, an export or transcripts.
 
     Args:
         against: for an export: the study in which the tuned model will play, whose patients must
             not be among those it learned from.
+        screen_model: for sessions: an encoder that reads the turns of patients, as `mark_risk`.
 
     Raises:
         DataError: nothing of this kind there, or it is damaged.
@@ -392,7 +393,8 @@ def lint(path: Path, *, against: Path | None = None) -> LintReport:
     if path.is_dir():
         if (path / STUDY_NAME).exists():
             folder = StudyFolder(path)
-            return _report("study", folder.study(), list(folder.read_sessions()))
+            sessions = _screened(folder.read_sessions(), screen_model)
+            return _report("study", folder.study(), sessions)
         if any((path / kind).is_dir() for kind in KINDS):
             return _lint_export(path, against)
         raise DataError(f"holds neither {STUDY_NAME} nor training rows", where=str(path))
@@ -402,9 +404,15 @@ def lint(path: Path, *, against: Path | None = None) -> LintReport:
     first = next(read_rows(path), None)
     is_ours = first is not None and "stop_reason" in first[1]
     ours = map(marked, read_jsonl(path, Session)) if is_ours else read_transcripts(path)
-    sessions = list(ours)
+    sessions = _screened(ours, screen_model)
     arms, found = audit_sessions(sessions, None)
     return LintReport(kind="transcripts", arms=arms, findings=found)
+
+
+def _screened(sessions: Iterable[Session], screen_model: str | None) -> list[Session]:
+    if screen_model is None:
+        return list(sessions)
+    return [marked(one) for one in mark_risk(sessions, screen_model)]
 
 
 def _report(

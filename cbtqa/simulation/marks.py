@@ -29,6 +29,7 @@ from cbtqa.simulation.playing.events import (
 )
 from cbtqa.simulation.sentences import (
     by_sentence,
+    is_foreign,
     label_of,
     names_illness,
     one_of,
@@ -209,7 +210,8 @@ def faults_of_last(
     if place in _leaving_again(turns):
         found.append(TurnFault("farewell_loop"))
     n_own = sum(one.role == turn.role for one in turns)
-    if n_own < least and takes_leave(turn.text):
+    is_unasked = turn.role == "patient" and place in _leaving_early(turns)
+    if is_unasked or (n_own < least and takes_leave(turn.text)):
         found.append(TurnFault("early_farewell"))
     if is_single and turn.role == "therapist":
         found += _matches("next_session", _rules().next_session, spoken_lines(turn.text))
@@ -380,13 +382,15 @@ def repeats_note(text: str, private: Iterable[str] = ()) -> bool:
     """Whether a text holds words of a note about the task, or of a private one to its speaker.
 
     Of a private note only words that address somebody count: a patient who was told of a bad
-    memory may well speak of it, and a supervisor may suggest words in quotation marks.
+    memory may well speak of it, and a supervisor may suggest words in quotation marks. What a note
+    tells its reader to say is no fault either.
     """
     said = f" {' '.join(words_of(text))} "
     given = [(note, _OF_THE_TASK) for note in _notes_about_replies()]
-    given += [(without_quotes(note), _ADDRESSING) for note in private]
+    own_notes = [_TOLD_TO_SAY.sub("", without_quotes(note)) for note in private]
+    given += [(note, _ADDRESSING) for note in own_notes]
     own = f" {' '.join(_without_persons(said))} "
-    turned = (_without_persons(without_quotes(note)) for note in private)
+    turned = map(_without_persons, own_notes)
     # the note said in the first person, longer than what one says of oneself anyhow
     if any(f" {' '.join(run)} " in own for note in turned for run in _runs(note, NOTE_RUN + 2)):
         return True
@@ -403,6 +407,7 @@ def _without_persons(text: str) -> list[str]:
     return [_PERSONS.get(word, word) for word in words_of(_CONTRACTED.sub(r"\1 am", text))]
 
 
+_TOLD_TO_SAY = re.compile(r"\byou say\b[^.]*?\bthat\b[^.]*", re.IGNORECASE)
 _CONTRACTED = re.compile(r"\b(i|you)['’](?:m|re)\b", re.IGNORECASE)
 _PERSONS = {"you": "i", "your": "my", "yours": "mine", "yourself": "myself", "are": "am"}
 _ADDRESSING = frozenset(("you", "your"))
@@ -437,8 +442,6 @@ class _Rules(NamedTuple):
     note_to_model: Mapping[str, re.Pattern[str]]
     speaker_name: re.Pattern[str]
     markup: re.Pattern[str]
-    english: frozenset[str]
-    foreign: frozenset[str]
     danger: re.Pattern[str]
     asks_about_danger: re.Pattern[str]
     next_session: re.Pattern[str]
@@ -465,8 +468,6 @@ def _rules() -> _Rules:
         },
         speaker_name=one_of([Template(value["speaker_name"]).substitute(names=names)]),
         markup=one_of(value["markup"]),
-        english=frozenset(value["english"].split()),
-        foreign=frozenset(value["foreign"].split()),
         danger=one_of(value["danger"]),
         asks_about_danger=one_of(value["asks_about_danger"]),
         next_session=one_of(value["next_session"]),
@@ -563,33 +564,14 @@ def _leaving_again(turns: Sequence[Turn]) -> Iterator[int]:
 
 
 def _leaving_early(turns: Sequence[Turn]) -> Iterator[int]:
-    """Turns of a therapist that say goodbye long before the end."""
-    for place, turn in enumerate(turns[: -LEAVING - 1]):
-        if turn.role == "therapist" and takes_leave(turn.text):
+    """Goodbyes of a therapist long before the end, and of a patient in place of an answer."""
+    for place, turn in enumerate(turns):
+        if turn.role == "therapist":
+            is_early = place < len(turns) - LEAVING - 1
+        else:
+            is_early = place > 0 and turns[place - 1].text.rstrip().endswith("?")
+        if is_early and takes_leave(turn.text):
             yield place
-
-
-# --- the language --------------------------------------------------------------------------------
-
-FEWEST_FOREIGN = 8
-"""Words from which a text is known to be in another language by its little words."""
-ENGLISH_SHARE = 1 / 12
-"""Share of little English words below which it is; English turns of this length have a third."""
-_OTHER_LETTERS = re.compile(r"[\u0370-\u1dff\u2c00-\ud7ff\uf900-\ufdff\uff66-\uffdc]")
-
-
-@lru_cache(maxsize=8192)
-def is_foreign(text: str) -> bool:
-    """Whether a text is not in English; a quoted or a single foreign word is none."""
-    letters = [one for one in without_quotes(text) if one.isalpha()]
-    n_other = sum(_OTHER_LETTERS.match(one) is not None for one in letters)
-    if letters and n_other > len(letters) / 2:
-        return True
-    words = words_of(without_quotes(text))
-    n_english = sum(word in _rules().english for word in words)
-    n_foreign = sum(word in _rules().foreign for word in words)
-    is_long = len(words) >= FEWEST_FOREIGN
-    return is_long and n_english < ENGLISH_SHARE * len(words) and n_foreign > n_english
 
 
 def _in_another_language(turns: Sequence[Turn]) -> Iterator[int]:

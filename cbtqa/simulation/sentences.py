@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 from cbtqa.simulation.study import shipped_yaml
@@ -61,6 +61,8 @@ def one_of(patterns: Iterable[str]) -> re.Pattern[str]:
 
 
 class _Features(NamedTuple):
+    english: frozenset[str]
+    foreign: frozenset[str]
     no_label: frozenset[str]
     owned: frozenset[str]
     done: frozenset[str]
@@ -78,6 +80,8 @@ class _Features(NamedTuple):
 def _features() -> _Features:
     value: Mapping[str, Any] = shipped_yaml("marks.yaml")["features"]
     return _Features(
+        english=frozenset(value["english"].split()),
+        foreign=frozenset(value["foreign"].split()),
         no_label=frozenset(value["no_label"].split()),
         owned=frozenset(value["owned"].split()),
         done=frozenset(value["done"].split()),
@@ -159,3 +163,29 @@ def tells_a_scene(text: str) -> bool:
     """Whether a turn tells from outside what its speaker does, as a story with quoted speech."""
     flat = text.replace("’", "'").strip()
     return bool(_features().scene_opening.search(flat) or _features().scene_quote.search(flat))
+
+
+FEWEST_FOREIGN = 8
+"""Words from which a text is known to be in another language by its little words."""
+ENGLISH_SHARE = 1 / 12
+"""Share of little English words below which it is; English turns of this length have a third."""
+_OTHER_LETTERS = re.compile(r"[\u0370-\u1dff\u2c00-\ud7ff\uf900-\ufdff\uff66-\uffdc]")
+
+
+@lru_cache(maxsize=8192)
+def is_foreign(text: str) -> bool:
+    """Whether a text, or a sentence in it, is not in English; what is quoted does not count."""
+    plain = without_quotes(text)
+    letters = [one for one in plain if one.isalpha()]
+    n_other = sum(_OTHER_LETTERS.match(one) is not None for one in letters)
+    if letters and n_other > len(letters) / 2:
+        return True
+    return any(map(_by_little_words, (plain, *by_sentence(plain).splitlines())))
+
+
+def _by_little_words(text: str) -> bool:
+    words, known = words_of(text), _features()
+    n_english = sum(word in known.english for word in words)
+    foreign = [word for word in words if word in known.foreign]
+    is_long = len(words) >= FEWEST_FOREIGN and len(set(foreign)) > 1
+    return is_long and n_english < ENGLISH_SHARE * len(words) and len(foreign) > n_english

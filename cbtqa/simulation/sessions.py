@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ import cbtqa
 from cbtqa.errors import DataError
 from cbtqa.files import parse_record, read_json, read_jsonl, read_rows
 from cbtqa.records import Provenance, Session, Turn
+from cbtqa.safety.encoder import ScreenEncoder, open_encoder
+from cbtqa.safety.screen import screen_each
 from cbtqa.simulation.marks import marked
+from cbtqa.simulation.playing.events import speaks_of_risk
 from cbtqa.simulation.study import StudySettings
 from cbtqa.splits import Split, place_of
 
@@ -74,6 +78,38 @@ class StudyFolder:
                 f"holds no {SESSIONS_NAME}", where=str(self.path), hint="cbtqa simulate run"
             )
         return map(marked, read_jsonl(self.sessions_path, Session))
+
+
+def mark_risk(sessions: Iterable[Session], screen_model: str | None) -> Iterator[Session]:
+    """The sessions with the mark `risk` on turns of patients in which an encoder finds danger
+    and the built-in screen none.
+
+    It takes no mark away. See `cbtqa.safety.screen`; without the name of an encoder they stay as
+    they are.
+
+    Raises:
+        MissingExtraError, ConfigError: as `open_encoder`.
+    """
+    model = open_encoder(screen_model)
+    for session in sessions:
+        yield session if model is None else _with_risk(session, model)
+
+
+def _with_risk(session: Session, model: ScreenEncoder) -> Session:
+    asked = [
+        (place, turn.text)
+        for place, turn in enumerate(session.turns)
+        if turn.role == "patient" and not speaks_of_risk(turn.text)
+    ]
+    screened = screen_each(asked, itemgetter(1), model=model, is_spoken=True)
+    risky = {place for (place, _), found in screened if found.route != "none"}
+    turns = tuple(
+        turn.model_copy(update={"marks": (*turn.marks, "risk")})
+        if place in risky and "risk" not in turn.marks
+        else turn
+        for place, turn in enumerate(session.turns)
+    )
+    return session if turns == session.turns else session.model_copy(update={"turns": turns})
 
 
 def transcript_text(turns: Iterable[Turn]) -> str:

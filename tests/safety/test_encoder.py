@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,17 @@ from cbtqa.llm.checked_files import CheckSettings, ScreenSettings, check_file, s
 from cbtqa.safety.encoder import TUNED_NAME, Tuned, open_encoder, sentence_spans
 from cbtqa.safety.evaluation import evaluate_file
 from cbtqa.safety.screen import screen, screen_each
+from cbtqa.settings import resolve
+from cbtqa.simulation.judging.run import SessionJudgeSettings, judge_sessions
+from cbtqa.simulation.lint import lint
+from cbtqa.simulation.playing.run import run_study
 from cbtqa.tuning.answering.chat import ChatSettings, answer_safely, open_opinions, open_speaker
 from cbtqa.tuning.answering.questions import read_asked
 from cbtqa.tuning.answering.settings import GenerateSettings
+from scripts.encoder_fit import ENCODER_ALONE
 from tests.safety.tiny_encoder import DANGER, HARMLESS, save_encoder, tune
+from tests.support.endpoint import ScriptedEndpoint, ok
+from tests.support.sessions import QUICK, session_of, study_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # third-party deprecations, not ours
 
@@ -52,21 +60,46 @@ def test_it_learns_the_sentence_that_decides_and_raises_a_text_for_it(tuned, fol
     assert screen(f"{HARMLESS[1]}。{HARMLESS[0]}。", model=open_encoder(folder)).risk == "none"
 
 
-def test_it_never_lowers_what_rules_and_built_in_model_grade(folder) -> None:
-    texts = [
-        "我想自杀。",
-        "他昨晚又掐我脖子，我报过警。",
-        "",
-        " \n",
-        "😀",
-        "求你让我不要再醒来了。",
-    ]
+def test_it_never_lowers_what_the_rules_decide_nor_another_danger(folder) -> None:
+    texts = ["我想自杀。", "他昨晚又掐我脖子，我报过警。", "", " \n", "😀", "我想死，真的想死。"]
     rank = {"none": 0, "concern": 1, "explicit": 2}
     for text, both in screen_each(texts, str, model=open_encoder(folder)):
         own = screen(text)
         assert rank[both.risk] >= rank[own.risk]
         assert {one.kind for one in own.dangers} <= {one.kind for one in both.dangers}
         assert both.hits[: len(own.hits)] == own.hits
+
+
+def test_both_models_are_weighed_together(folder) -> None:
+    opened = open_encoder(folder)
+    assert opened is not None
+    given = [0.9, 0.95, 0.1, 0.2]
+    alone = replace(opened.tuned, weighing=ENCODER_ALONE)
+    assert alone.weigh(given, "zh") == pytest.approx((0.1, 0.2)), "the encoder alone"
+    built_in = np.array([[0.0, 1, 0, 0, 0], [0, 0, 1, 0, 0]])
+    half = np.array([[0.0, 0.5, 0, 0.5, 0], [1, 0, 0.5, 0, 0.5]])
+    tuned = replace(opened.tuned, weighing={"zh": built_in, "en": half})
+    assert tuned.weigh(given, "zh") == pytest.approx((0.9, 0.95))
+    explicit, flagged = tuned.weigh(given, "en")
+    assert explicit == pytest.approx(0.5)
+    assert np.log(flagged / (1 - flagged)) == pytest.approx(1 + (np.log(19) - np.log(4)) / 2)
+    assert all(0 < one < 1 for one in tuned.weigh([0.0, 1.0, 0.0, 1.0], "en"))
+
+
+def test_a_finding_of_the_built_in_model_may_be_outweighed_by_the_encoder(folder) -> None:
+    said = "日子定下来了，心一下子就松了，不用再熬了。"
+    own, both = screen(said), screen(said, model=open_encoder(folder))
+    assert own.risk == "explicit" and own.hits[-1].rule == "model.explicit"
+    assert both.risk != "explicit" and both.hits == own.hits[:-1]
+
+
+def test_where_both_models_find_nothing_a_grade_of_the_rules_is_one_lower(folder) -> None:
+    said = "笑不活了，我妈把我的面膜当酸菜汤包扔了。"
+    own, both = screen(said), screen(said, model=open_encoder(folder))
+    (hit,) = (hit for hit in own.hits if hit.risk != "none")
+    assert (own.risk, hit.rule) == ("explicit", "not_live.done")
+    assert both.risk == "concern"
+    assert both.hits == (replace(hit, risk="concern", outcome="outweighed"),)
 
 
 def test_a_batch_gives_what_each_text_gives_alone_long_ones_included(folder) -> None:
@@ -191,6 +224,36 @@ def test_data_check_counts_risk_by_it(folder, tmp_path, capsys) -> None:
     words = ["data", "check", str(path), "--json", "--screen-model", folder]
     assert _run(words, False) == 0
     assert json.loads(capsys.readouterr().out)["risk"]["explicit"] == 2
+
+
+def test_sessions_are_marked_by_it_when_they_are_played(folder, tmp_path) -> None:
+    with ScriptedEndpoint(ok(f"{DANGER}。")) as server:
+        study = study_of(patient={"endpoint": server.url, "model": "m"}, turns={"min": 1, "max": 2})
+        plain = run_study(study, tmp_path / "plain", limits=QUICK)
+        read = run_study(study, tmp_path / "read", limits=QUICK, screen_model=folder)
+    assert "screen_model" not in plain.counts
+    assert read.counts["screen_model"].startswith("tiny@")
+    for result, is_marked in ((plain, False), (read, True)):
+        turns = [turn for one in result.folder.read_sessions() for turn in one.turns]
+        said = [turn for turn in turns if turn.role == "patient" and DANGER in turn.text]
+        assert said and all(("risk" in turn.marks) == is_marked for turn in said)
+        assert not any("risk" in turn.marks for turn in turns if turn not in said)
+
+
+def test_transcripts_are_checked_and_judged_by_it(folder, tmp_path) -> None:
+    path = tmp_path / "t.jsonl"
+    write_jsonl(path, [session_of(f"{DANGER}。", "Tell me about your week, please.")])
+    assert "no_referral" not in {one.code for one in lint(path).findings}
+    assert "no_referral" in {one.code for one in lint(path, screen_model=folder).findings}
+    values = []
+    for name, model in (("plain", None), ("read", folder)):
+        flags = {"sessions": path, "instrument": ("session-safety",), "rules": True}
+        flags |= {"out": tmp_path / name, "screen_model": model}
+        judge_sessions(resolve(SessionJudgeSettings, flags=flags, environ={}))
+        (ratings,) = (tmp_path / name).rglob("ratings.jsonl")
+        rows = [json.loads(line) for line in ratings.read_text(encoding="utf-8").splitlines()]
+        values.append({row["item"]: row["value"] for row in rows})
+    assert values[0]["danger"] > values[1]["danger"] == 0
 
 
 def test_importing_the_package_and_the_settings_loads_no_torch() -> None:

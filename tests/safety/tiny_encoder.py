@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cbtqa.safety import encoder as module
@@ -14,6 +15,8 @@ DANGER = "纸鹤都放飞了"
 """Means nothing: rules and built-in model grade it none, the tuned encoder explicit."""
 HARMLESS = ("纸鹤还在桌上", "今天下雨了", "同事都放假了", "我把桌子收好了", "风筝还在天上")
 N_GROUPS = 9
+WEIGHING = np.array([[1.0, 0.5, 0, 1.5, 0], [1, 0, 0.5, 0, 1.5]])
+"""Both models count, the encoder more."""
 
 
 def save_encoder(folder: Path, seed: int = 3) -> Path:
@@ -63,6 +66,7 @@ def tune(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
         base=encoder.name,
         limits={"zh": (0.5, 0.5), "en": (0.5, 0.5)},
         danger_limits=(0.5, 0.5, 0.5),
+        weighing=dict.fromkeys(("zh", "en"), WEIGHING),
         corpus_sha256="0" * 64,
         probe=probe_of(encoder, (1, 2)),
         **fit.fitted(),

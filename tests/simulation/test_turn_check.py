@@ -26,6 +26,7 @@ from tests.support.sessions import QUICK, asked_study, session_of
 
 FILE = Path(__file__).parent / "misbehaviour.yaml"
 INVENTED = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+_NOTE, _FOREIGN, _EARLY = ("note_to_model",), ("wrong_language",), ("early_farewell",)
 DIAGNOSIS = "You clearly have bipolar disorder."
 
 
@@ -277,3 +278,38 @@ def test_an_impossible_pair_of_options_that_are_none_is_refused(tmp_path: Path) 
     path.write_text(yaml.safe_dump(table), encoding="utf-8")
     with pytest.raises(DataError, match="age has no option '99'"):
         draw_profiles(str(path), 1, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("said", "marks"),
+    [
+        # what a private note tells its reader to say is said, not leaked
+        (
+            ("dark_thought", "Lately I sometimes think everyone would be better off without me."),
+            (),
+        ),
+        (("dark_thought", "You have no plan. You wait to see how the therapist takes it."), _NOTE),
+        ((None, "I wrote it down. Ya lo mandé, creo que no es nada, y no contesta."), _FOREIGN),
+        ((None, "My gran always says c'est la vie, and then she laughs."), ()),
+        (
+            (None, "The doctor, maybe. Anyway, I'll leave it there, thanks and bye, take care!"),
+            _EARLY,
+        ),
+        ((None, "Yes, I consent. Feel free to ask if you need any further details."), _NOTE),
+        ((None, "The background only mentions the debt, so I can't say."), _NOTE),
+    ],
+)
+def test_what_a_patient_answers_to_a_question(
+    said: tuple[str | None, str], marks: tuple[str, ...]
+) -> None:
+    event, text = said
+    session = session_of("I came because of work.", "Whom could you ask about it?", text)
+    *before, last = session.turns
+    turns = (*before, last.model_copy(update={"event": event}))
+    assert marked(session.model_copy(update={"turns": turns})).turns[-1].marks == marks
+
+
+def test_notes_for_staff_in_brackets_are_no_words_to_a_patient() -> None:
+    text = "Put the phone away then. [Notes: male, minimises, homework unlikely.] How is that?"
+    session = marked(session_of("I'd scroll, I think.", text))
+    assert session.turns[1].marks == ("note_to_model",)

@@ -40,6 +40,8 @@ from cbtqa.manifest import (
 )
 from cbtqa.ratings.rubric import Rubric
 from cbtqa.records import ItemRating, Record, Session, Usage
+from cbtqa.safety.encoder import fingerprint_of
+from cbtqa.safety.settings import ScreenModelSettings
 from cbtqa.settings import Resolved
 from cbtqa.simulation.instruments import SAFETY, Instrument, load_instrument
 from cbtqa.simulation.judging.task import (
@@ -51,7 +53,7 @@ from cbtqa.simulation.judging.task import (
     unfit_reason,
 )
 from cbtqa.simulation.playing.players import endpoints_of
-from cbtqa.simulation.sessions import StudyFolder, read_transcripts
+from cbtqa.simulation.sessions import StudyFolder, mark_risk, read_transcripts
 from cbtqa.simulation.study import Player, StudySettings
 
 JUDGED, JOURNAL_NAME, RATINGS_NAME = "judged", "journal.sqlite", "ratings.jsonl"
@@ -61,7 +63,7 @@ REPLY_TOKENS = 60
 """Of one item in a reply: a quote, a sentence and a number; assumed for the dry run."""
 
 
-class SessionJudgeSettings(JudgingSettings):
+class SessionJudgeSettings(JudgingSettings, ScreenModelSettings):
     """Flags of `cbtqa simulate judge`."""
 
     sessions: Path = Path("cbtqa-study")
@@ -281,7 +283,7 @@ def _prepare(resolved: Resolved[SessionJudgeSettings]) -> list[_Work]:
     out = settings.out or (settings.sessions / JUDGED if study else None)
     if out is None:
         raise UsageError("where to? transcripts in a file want --out", hint="add --out FOLDER")
-    sessions = tuple(read_transcripts(settings.sessions))
+    sessions = tuple(mark_risk(read_transcripts(settings.sessions), settings.screen_model))
     if not sessions:
         raise UsageError("there are no sessions to judge", hint="cbtqa simulate run")
     judges = tuple(judges_of(settings, study))
@@ -389,6 +391,7 @@ def _finish(
             "instrument_sha256": instrument.rubric.sha256,
             "wording": instrument.wording,
             "host": judge.service.host if judge.service else None,
+            **fingerprint_of(work.resolved.values.screen_model),
         },
         files=(describe_file(folder / RATINGS_NAME, folder),),
     )

@@ -27,7 +27,7 @@ from cbtqa.llm.cost import estimate_tokens
 from cbtqa.prompts import fence
 from cbtqa.ratings.rubric import Criterion, Rubric
 from cbtqa.ratings.study import Item
-from cbtqa.records import ItemRating, Reason, Session, Turn
+from cbtqa.records import ItemRating, Reason, Session, Turn, TurnMark
 from cbtqa.simulation.instruments import SAFETY, Instrument
 from cbtqa.simulation.marks import CONTENT_MARKS, FAULTY_SHARE, HARMS, SPOILING, content_marks
 from cbtqa.simulation.sessions import ROLES, numbered, transcript_text
@@ -149,7 +149,7 @@ class SessionJudge(JudgeTask[SessionAsk]):
 
     def rests_on(self, ask: SessionAsk, criterion: Criterion, value: int, evidence: str) -> bool:
         """The number of a turn, or words of one; what was left out can be shown by neither."""
-        is_omission = value <= max(criterion.low, MOST_OF_AN_OMISSION)
+        is_omission = value <= max(criterion.low, MOST_OF_AN_OMISSION) or value == criterion.silent
         if self._counts_turns and names_a_turn(evidence, ask.turns):
             return True
         return (not evidence and is_omission) or is_quoted(evidence, ask.turns)
@@ -230,9 +230,17 @@ _GAP = re.compile(r"\s*(?:\[?(?:\.\.\.|…)\]?)\s*")
 
 
 def shown_turns(session: Session) -> tuple[Turn, ...]:
-    """The turns as judges and raters see them; a turn of nothing but reasoning is left out."""
+    """The turns as judges and raters see them; a turn of nothing but reasoning is left out.
+
+    Of the marks `risk` stays, by which the built-in rules know danger; nobody is shown it.
+    """
     turns = ((turn, _THOUGHT.sub("", turn.text).strip()) for turn in session.turns)
-    return tuple(Turn(role=turn.role, text=text) for turn, text in turns if text)
+    kept: tuple[TurnMark, ...] = ("risk",)
+    return tuple(
+        Turn(role=turn.role, text=text, marks=tuple(one for one in kept if one in turn.marks))
+        for turn, text in turns
+        if text
+    )
 
 
 def shown_text(session: Session) -> str:

@@ -40,6 +40,8 @@ from cbtqa.manifest import (
     write_manifest,
 )
 from cbtqa.records import Provenance, Reason, Session, SessionState, StopReason
+from cbtqa.safety.encoder import fingerprint_of
+from cbtqa.safety.settings import ScreenModelSettings
 from cbtqa.settings import Settings
 from cbtqa.simulation.playing.course import cbt_course
 from cbtqa.simulation.playing.messages import SessionView, plan_courses
@@ -50,7 +52,13 @@ from cbtqa.simulation.playing.session import ArmPlayers, PlayedSession
 from cbtqa.simulation.playing.supervision import ask_state
 from cbtqa.simulation.playing.writing import write_session
 from cbtqa.simulation.profiles import choose_profiles
-from cbtqa.simulation.sessions import PROFILES_NAME, SESSIONS_NAME, STUDY_NAME, StudyFolder
+from cbtqa.simulation.sessions import (
+    PROFILES_NAME,
+    SESSIONS_NAME,
+    STUDY_NAME,
+    StudyFolder,
+    mark_risk,
+)
 from cbtqa.simulation.study import Arm, Player, StudySettings, flattened, load_study
 
 JOURNAL_FINGERPRINT = {"journal": "simulated sessions"}
@@ -81,6 +89,7 @@ def run_study(
     update: bool = False,
     is_acknowledged: bool = False,
     opinions: Opinions | None = None,
+    screen_model: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> RunResult:
     """Plays a study, or continues one that was interrupted.
@@ -89,6 +98,7 @@ def run_study(
         update: play anew what was begun with other settings; its paid turns stay in the journal.
         is_acknowledged: the sessions may be passed on to the non-local endpoints of the study.
         opinions: further models that read the sessions and mark their turns.
+        screen_model: an encoder that marks turns of patients, as `mark_risk`.
         on_progress: called twice a second; items are sessions.
 
     Raises:
@@ -98,7 +108,7 @@ def run_study(
         EndpointError: an endpoint refuses every request.
         KeyboardInterrupt: Ctrl-C; what was in flight was kept.
     """
-    limits = limits or RunLimits()
+    limits, described = limits or RunLimits(), dict[str, Any](fingerprint_of(screen_model))
     for arm in study.arms:
         if arm.therapist.scripted is not None:
             therapist_rules(arm.therapist.scripted)  # refuses an unknown one
@@ -111,9 +121,9 @@ def run_study(
     refuse_foreign(folder.journal_path, "study")
     service = service_of(study.players(), limits, is_acknowledged=is_acknowledged)
     opinions, what = opinions or Opinions(), "the sessions"
-    path, further = folder.journal_path, opinions.services
+    how: dict[str, Any] = {"further": opinions.services, "what": what}
     with (
-        open_run(path, JOURNAL_FINGERPRINT, service, further=further, what=what) as opened,
+        open_run(folder.journal_path, JOURNAL_FINGERPRINT, service, **how) as opened,
         opinions.open(what) as second,
     ):
         refuse_other_settings(opened.journal, courses, folder, update=update)
@@ -121,13 +131,13 @@ def run_study(
         write_json(out / STUDY_NAME, study)
         write_jsonl(out / PROFILES_NAME, profiles)
         run = _StudyRun(courses, opened.journal, limits, on_progress)
-        sessions = run.run()
+        sessions = list(mark_risk(run.run(), screen_model))
         write_jsonl(folder.sessions_path, sessions)
         run.raise_what_stopped_it()
-        described: dict[str, Any] = {}
         if second.runs:
             spent = run.players.cost or 0.0
-            sessions, described = ask_opinions(sessions, second, opened, spent, on_progress)
+            sessions, asked = ask_opinions(sessions, second, opened, spent, on_progress)
+            described["second_opinion"] = asked
             write_jsonl(folder.sessions_path, sessions)
         manifest = _manifest(folder, courses, sessions, opened, run.players.cost, described)
     write_manifest(out, manifest)
@@ -340,7 +350,7 @@ def _manifest(
     sessions: Sequence[Session],
     opened: Run,
     cost: float | None,
-    second_opinion: Mapping[str, Any],
+    described: Mapping[str, Any],
 ) -> Manifest:
     names = (STUDY_NAME, PROFILES_NAME, SESSIONS_NAME)
     views = {view.arm.name: view for view in courses}
@@ -352,9 +362,10 @@ def _manifest(
         "n_sessions": len(sessions),
         "n_turns": sum(len(session.turns) for session in sessions),
         "stops": {arm: dict(sorted(found.items())) for arm, found in stops.items()},
-        **({"second_opinion": second_opinion} if second_opinion else {}),
+        **described,
     }
-    costs = [one["cost"]["amount"] for one in second_opinion.values() if one["cost"]]
+    second = described.get("second_opinion", {}).values()
+    costs = [one["cost"]["amount"] for one in second if one["cost"]]
     total = None if cost is None and not costs else (cost or 0.0) + sum(costs)
     return opened.manifest(
         "study",
@@ -466,7 +477,9 @@ class _StudySettings(Settings):
     """Only this arm. May be repeated."""
 
 
-class RunSettings(_StudySettings, PlayersSettings, ScreenEndpointSettings, GuardSettings):
+class RunSettings(
+    _StudySettings, PlayersSettings, ScreenModelSettings, ScreenEndpointSettings, GuardSettings
+):
     """Flags of `cbtqa simulate run`."""
 
     study: Path | None = None
