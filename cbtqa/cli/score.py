@@ -95,22 +95,21 @@ def say_blocks(every_s: float = 10.0) -> Callable[[int, int], None]:
 
 
 def _show(scored: Scored, with_signatures: bool) -> None:
-    from cbtqa.metrics.score_folder import beside_paper, missing_scores, score_table
+    from cbtqa.metrics.tables import beside_paper, missing_scores, not_asked_for, score_table
 
-    report = scored.report
+    report, scores = scored.report, scored.report.scores
     anchors = [one.system for one in report.systems if one.is_anchor]
-    show_table(score_table(report.scores), f"{report.references}: {report.n_references} pairs")
-    if {score.metric for score in report.scores} & {"bleu_jieba", "bertscore", "bleurt"}:
-        show_table(beside_paper(report.scores, anchors))
+    show_table(score_table(scores), f"{report.references}: {report.n_references} pairs")
+    show_table(beside_paper(scores, anchors))
     columns = ["n_rows", "n_missing", "n_none", "n_empty", "n_identical", "n_repeated"]
     columns += ["n_cut", "n_machine"]
     systems = [one for one in report.systems if not one.is_anchor]
     rows = [[one.system, *(getattr(one, column) for column in columns)] for one in systems]
     show_table(Table(["system", *(column[2:] for column in columns)], rows, "Counts"))
     if with_signatures:
-        for signature in dict.fromkeys(score.signature for score in report.scores):
+        for signature in dict.fromkeys(score.signature for score in scores):
             say(signature)
-    for line in (*missing_scores(report.scores), *report.notes):
+    for line in (*missing_scores(scores), *not_asked_for(scores), *report.notes):
         say(line)
     for warning in report.warnings:
         say(f"warning: {warning}")
@@ -137,14 +136,14 @@ def compare(resolved: Resolved[CompareSettings], as_json: AsJson = False) -> Non
         refuse_existing(out, COMPARISON_NAME)
     found = comparison.compare(resolved.values, say_blocks())
     if out is not None:
-        write_comparison(out, found)
+        write_comparison(out, found, resolved.values.lang)
         say(f"written to {out}")
     print_json(found) if as_json else _show_comparison(found)
 
 
 def _show_comparison(found: Comparison) -> None:
     from cbtqa.metrics.comparison import missing_figures, pair_tables, tests_made
-    from cbtqa.metrics.score_folder import label_of
+    from cbtqa.metrics.tables import label_of
 
     for table in pair_tables(found):
         show_table(table, f"{table.title}, against {found.references}")

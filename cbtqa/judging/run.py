@@ -36,7 +36,7 @@ from cbtqa.llm.cost import Estimate
 from cbtqa.llm.runs import Service, estimate_run, open_run, refuse_foreign
 from cbtqa.manifest import MANIFEST_NAME, describe_file, refuse_empty, write_manifest
 from cbtqa.metrics.base import Signature, maker
-from cbtqa.metrics.pairs import Columns
+from cbtqa.metrics.rows import Columns
 from cbtqa.report.page import Lang
 from cbtqa.settings import Resolved
 

@@ -174,6 +174,8 @@ def shared_metrics(contenders: Sequence[Contender]) -> list[Metric]:
     metrics = []
     for name, score_of_first in first.reported.items():
         signature = score_of_first.signature
+        if any(name not in one.scores.matrices for one in contenders):
+            continue  # not additive, or not computed for one of them
         for other in contenders[1:]:
             theirs = other.reported.get(name)
             if theirs and _settings_of(theirs.signature) != _settings_of(signature):

@@ -116,7 +116,7 @@ def test_on_eighty_columns_no_word_is_broken_and_a_dash_is_explained(
     for word in ("second minus first", "(characters)", "difference", "adjusted", "distortion"):
         assert word in done.stdout
     assert "…" not in done.stdout
-    assert "over the whole table, metrics times pairs of systems (9)" in done.stderr
+    assert "over the whole table, metrics times pairs of systems (10)" in done.stderr
     assert "CBT record of second and first (the predictions hold no CBT steps)" in done.stderr
 
 

@@ -249,13 +249,13 @@ def test_how_right_the_step_model_is_on_the_references_is_told(tmp_path: Path) -
     assert not any("reference answers" in note for note in notes)
 
 
-def test_progress_ends_at_the_number_of_references(tmp_path: Path, ref: Path) -> None:
+def test_progress_ends_at_the_number_of_answers(tmp_path: Path, ref: Path) -> None:
     told: list[tuple[int, int]] = []
     settings = ScoreSettings(
         predictions=(predictions(tmp_path, PREDICTED),), ref=ref, metrics="chrf2"
     )
     score(settings, lambda *counts: told.append(counts))
-    assert told == [(12, 12)]
+    assert told == [(12, 36), (24, 36), (36, 36)]  # the system's and those of the two anchors
 
 
 def test_files_that_look_swapped_are_warned_about(tmp_path: Path, ref: Path) -> None:

@@ -148,6 +148,30 @@ def _finder(given: str, flag: str, *, is_needed: bool = False) -> Callable[[str]
     return find
 
 
+def why_absent(given: str, metric: str, modules: Sequence[str]) -> str | None:
+    """Why a model cannot run here as it is: a library or its weights are missing; else None.
+
+    Nothing is asked of the Hub. A folder is taken for a model.
+    """
+    try:
+        for module in ("transformers", *modules):
+            require(module)
+    except errors.MissingExtraError as error:
+        return f"{error.hint}"
+    if Path(given).expanduser().is_dir():
+        return None
+    find = require("transformers.utils.hub").cached_file
+    quiet = {"_raise_exceptions_for_missing_entries": False}
+    quiet["_raise_exceptions_for_connection_errors"] = False
+    try:
+        is_here = find(given, "config.json", local_files_only=True, **quiet) is not None
+    except OSError:
+        is_here = False
+    if is_here:
+        return None
+    return f"{given} is not on this machine; --metrics {metric} downloads it"
+
+
 def cannot_load(given: str, flag: str, error: Exception) -> ConfigError:
     """What a failure to fetch or read a model is reported as."""
     words = str(error).strip().partition("\n")[0]
