@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from cbtqa.cli.console import print_json, say, show_table
+from cbtqa.cli.console import live_progress, print_json, say, show_table
 from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.manifest import now, refuse_empty
 from cbtqa.metrics.comparison import CompareSettings, Comparison
 from cbtqa.metrics.scoring import Scored, ScoreSettings, bring_references
 from cbtqa.report.table import Table
-from cbtqa.report.words import seconds, signed
+from cbtqa.report.words import signed
 from cbtqa.settings import Resolved
 
 Signatures = Annotated[
@@ -67,7 +66,8 @@ def score(
     started, out = now(), resolved.values.out
     if out is not None:
         refuse_existing(out)
-    scored = scoring.score(resolved.values, say_blocks())
+    with live_progress() as progress:
+        scored = scoring.score(resolved.values, progress.count)
     if out is not None:
         write_folder(out, scored, resolved, started)
         say(f"written to {out}")
@@ -76,22 +76,6 @@ def score(
     scores = [one for one in scored.report.scores if one.system not in anchors]
     n_scored = sum(one.value is not None for one in scores)
     refuse_empty(n_scored, len(scores), "scores has a value", {}, kept=out, hint=NO_SCORE)
-
-
-def say_blocks(every_s: float = 10.0) -> Callable[[int, int], None]:
-    """Tells on stderr how far scoring has come, now and then, and nothing when it is soon done."""
-    began = time.monotonic()
-    next_at = began + every_s
-
-    def on_block(n_done: int, n_total: int) -> None:
-        nonlocal next_at
-        now = time.monotonic()
-        if now >= next_at and n_done < n_total:
-            next_at = now + every_s
-            left_s = (now - began) / n_done * (n_total - n_done)
-            say(f"{n_done:,} of {n_total:,} references scored, {seconds(left_s)} left")
-
-    return on_block
 
 
 def _show(scored: Scored, with_signatures: bool) -> None:
@@ -134,7 +118,8 @@ def compare(resolved: Resolved[CompareSettings], as_json: AsJson = False) -> Non
     out = resolved.values.out
     if out is not None:
         refuse_existing(out, COMPARISON_NAME)
-    found = comparison.compare(resolved.values, say_blocks())
+    with live_progress() as progress:
+        found = comparison.compare(resolved.values, progress.count)
     if out is not None:
         write_comparison(out, found, resolved.values.lang)
         say(f"written to {out}")

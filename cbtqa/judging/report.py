@@ -27,12 +27,13 @@ from cbtqa.judging.agreement import (
 )
 from cbtqa.judging.answers import AnswerCounts, HumanRatings, JudgeRating
 from cbtqa.judging.correction import LEVEL, HumanSample, is_beyond
+from cbtqa.judging.rules import RULES
 from cbtqa.metrics.base import Signature
 from cbtqa.ratings.rubric import Criterion, Rubric
 from cbtqa.records import MetricScore, Record
 from cbtqa.report.page import Phrase, load_wording, same
 from cbtqa.report.table import Cell, Column, Estimate, Table
-from cbtqa.report.words import count, number, p_value, share, signed
+from cbtqa.report.words import GAP, count, number, p_value, share, signed
 from cbtqa.statistics.intervals import mean_interval
 from cbtqa.statistics.resampling import (
     FEW_ITEMS,
@@ -104,6 +105,16 @@ class JudgeReport(Record):
     human_sample: HumanSample | None = None
     """How the answers that people rated were drawn; None where nobody said."""
 
+    @property
+    def is_by_rules(self) -> bool:
+        """Whether the built-in rules rated, and no model."""
+        return self.judge == RULES
+
+    @property
+    def judge_name(self) -> Phrase:
+        """For people; a judge that is no model says so."""
+        return _words()["rules.name"] if self.is_by_rules else same(self.judge or GAP)
+
 
 def make_report(
     ratings: Sequence[JudgeRating],
@@ -141,10 +152,13 @@ def make_report(
         values = human.values
         agreement = [agreement_on(one, cells[one.id], values[one.id]) for one in rubric.scales]
         corrections = corrected_by(rubric, totals, cells, human, sample)
+    is_by_rules = bool(ratings) and ratings[0].judge == RULES
     alarms = [
+        *([_words()["alarm.rules"]] if is_by_rules else []),
         *_unanswered_alarms(answers),
         *_use_alarms(rubric, totals, cells, use),
-        *(_unused_alarms(rubric, totals, cells, human) if human else [_words()["alarm.alone"]]),
+        *(_unused_alarms(rubric, totals, cells, human) if human else []),
+        *([] if human or is_by_rules else [_words()["alarm.alone"]]),
         *_people_alarms(rubric, agreement, corrections),
     ]
     return JudgeReport(
@@ -402,9 +416,10 @@ def score_table(report: JudgeReport, names: Names | None = None) -> Table:
                 f"{count(score.n_scored)}/{count(score.n_total)}",
             )
         )
-    heads = (Column(words[f"tables.{name}"], number) for name in ("judge", "people", "corrected"))
+    judge = "by_rules" if report.is_by_rules else "judge"
+    heads = (Column(words[f"tables.{name}"], number) for name in (judge, "people", "corrected"))
     title = words["tables.scores"].fill(
-        judge=report.judge or "-", rubric=report.rubric, n=report.n_repeats
+        judge=report.judge_name, rubric=report.rubric, n=report.n_repeats
     )
     return Table([words["tables.of_system"], *heads, words["tables.scored"]], rows, title)
 

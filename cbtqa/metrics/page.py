@@ -17,6 +17,7 @@ import numpy as np
 from markupsafe import Markup
 
 from cbtqa.metrics.base import Floats, Metric, maker
+from cbtqa.metrics.evaluation import CEILING, LEFT_OUT
 from cbtqa.metrics.pairs import References
 from cbtqa.metrics.scoring import Scored
 from cbtqa.metrics.tables import (
@@ -114,6 +115,7 @@ def score_page(scored: Scored, lang: Lang = "zh") -> str:
         paper=beside_paper(report.scores, anchors),
         paper_note=paper_table("cbt-llm", "scores").note,
         counts=counts,
+        has_left_out=LEFT_OUT in anchors,
         lines=[*missing_scores(report.scores), *not_asked_for(report.scores), *report.notes],
         groups=list(_pairs_shown(scored, words)),
         signatures=list(dict.fromkeys(one.signature for one in report.scores)),
@@ -162,6 +164,7 @@ def compare_page(
         paper=None,
         paper_note="",
         counts=None,
+        has_left_out=False,
         lines=lines,
         groups=groups,
         signatures=list(dict.fromkeys(one.signature for one in found.pairs)),
@@ -194,7 +197,12 @@ def _page(kind: str, lang: Lang, lede: Phrase, **values: object) -> str:
 def _score_charts(scored: Scored) -> Iterator[Chart]:
     """Each metric's values with their intervals, one row a system; not those without any."""
     for metric in scored.metrics:
-        mine = [one for one in scored.report.scores if one.metric == metric.name]
+        # the ceiling would leave the systems a corner of the axis
+        mine = [
+            one
+            for one in scored.report.scores
+            if one.metric == metric.name and one.system != CEILING
+        ]
         if any(one.low is not None for one in mine):
             n = decimals(metric.unit)
             rows = [Interval(one.system, one.value, one.low, one.high, "-") for one in mine]

@@ -46,6 +46,7 @@ from cbtqa.metrics.structure import (
     train_step_model,
 )
 from cbtqa.metrics.text.texts import Item
+from cbtqa.psyqa import bundled_sample_path
 from cbtqa.records import MetricScore, Record, Tabular
 from cbtqa.report.page import Lang
 from cbtqa.statistics.resampling import (
@@ -272,7 +273,8 @@ def _references(settings: ScoreSettings) -> References:
     if not bring_references(settings.predictions, settings.encoding, settings.ref_column):
         raise UsageError(
             "nothing to score" if settings.ref else "no references",
-            hint="cbtqa score predictions.jsonl --ref cbtqa-dataset",
+            hint="cbtqa score predictions.jsonl --ref cbtqa-dataset; invented questions with "
+            f"answers, to try it: --ref {bundled_sample_path()}",
         )
     return read_own_references(settings.predictions, Columns(settings.id_column, *named))
 
