@@ -79,12 +79,19 @@ def score(
 
 
 def _show(scored: Scored, with_signatures: bool) -> None:
-    from cbtqa.metrics.tables import beside_paper, missing_scores, not_asked_for, score_table
+    from cbtqa.metrics.tables import (
+        beside_paper,
+        beside_people,
+        missing_scores,
+        not_asked_for,
+        score_table,
+    )
 
     report, scores = scored.report, scored.report.scores
     anchors = [one.system for one in report.systems if one.is_anchor]
     show_table(score_table(scores), f"{report.references}: {report.n_references} pairs")
-    show_table(beside_paper(scores, anchors))
+    for table in (*beside_people(report.beside_people), beside_paper(scores, anchors)):
+        show_table(table)
     columns = ["n_rows", "n_missing", "n_none", "n_empty", "n_identical", "n_repeated"]
     columns += ["n_cut", "n_machine"]
     systems = [one for one in report.systems if not one.is_anchor]

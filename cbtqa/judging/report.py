@@ -138,27 +138,17 @@ def make_report(
         for criterion in rubric.scales:
             own = [one for one in ratings if (one.system, one.criterion) == (system, criterion.id)]
             scores.append(_score(system, criterion, cells[criterion.id], n_total, signature))
-            points = Counter(one.value for one in own if one.value is not None)
-            use.append(
-                RangeUse(
-                    system=system,
-                    criterion=criterion.id,
-                    points={p: points[p] for p in criterion.points},
-                    unscored=dict(Counter(o.unscored_reason for o in own if o.unscored_reason)),
-                )
-            )
+            use.append(_range_use(system, criterion, own))
     agreement, corrections = list[CriterionAgreement](), list[Correction]()
     if human:
         values = human.values
         agreement = [agreement_on(one, cells[one.id], values[one.id]) for one in rubric.scales]
         corrections = corrected_by(rubric, totals, cells, human, sample)
-    is_by_rules = bool(ratings) and ratings[0].judge == RULES
     alarms = [
-        *([_words()["alarm.rules"]] if is_by_rules else []),
+        *_rules_alarms(ratings),
         *_unanswered_alarms(answers),
         *_use_alarms(rubric, totals, cells, use),
-        *(_unused_alarms(rubric, totals, cells, human) if human else []),
-        *([] if human or is_by_rules else [_words()["alarm.alone"]]),
+        *(_unused_alarms(rubric, totals, cells, human) if human else _alone_alarms(ratings)),
         *_people_alarms(rubric, agreement, corrections),
     ]
     return JudgeReport(
@@ -179,6 +169,16 @@ def make_report(
         alarms_zh=tuple(one.zh for one in alarms),
         n_human_passed_over=human.n_passed_over if human else 0,
         human_sample=sample if human else None,
+    )
+
+
+def _range_use(system: str, criterion: Criterion, ratings: Sequence[JudgeRating]) -> RangeUse:
+    points = Counter(one.value for one in ratings if one.value is not None)
+    return RangeUse(
+        system=system,
+        criterion=criterion.id,
+        points={point: points[point] for point in criterion.points},
+        unscored=dict(Counter(one.unscored_reason for one in ratings if one.unscored_reason)),
     )
 
 
@@ -271,6 +271,16 @@ def _names(rubric: Rubric) -> Names:
 def _listed(names: Iterable[Phrase]) -> Phrase:
     found = list(names)
     return Phrase(zh="、".join(o.zh for o in found), en=", ".join(o.en for o in found))
+
+
+def _rules_alarms(ratings: Sequence[JudgeRating]) -> list[Phrase]:
+    """The judge is no model."""
+    return [_words()["alarm.rules"]] if ratings and ratings[0].judge == RULES else []
+
+
+def _alone_alarms(ratings: Sequence[JudgeRating]) -> list[Phrase]:
+    """Nobody to check a model against; the rules are not even one."""
+    return [] if _rules_alarms(ratings) else [_words()["alarm.alone"]]
 
 
 def _unanswered_alarms(answers: Iterable[AnswerCounts]) -> list[Phrase]:

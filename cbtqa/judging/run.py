@@ -11,7 +11,7 @@ manifest.json          written last
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import Field
@@ -21,20 +21,21 @@ from cbtqa.files import read_jsonl, write_json, write_jsonl, write_text
 from cbtqa.judging.answers import (
     AnswerJudge,
     Answers,
+    Ask,
     JudgeRating,
     load_judged_rubric,
     rating_of,
     read_answers,
     read_human_ratings,
 )
-from cbtqa.judging.asking import AGAIN, JudgingSettings, rate
+from cbtqa.judging.asking import AGAIN, JudgingSettings, Verdict, rate
 from cbtqa.judging.correction import HumanSample, sample_of
 from cbtqa.judging.page import judge_page
 from cbtqa.judging.report import JudgeReport, make_report, report_markdown
 from cbtqa.judging.rules import RULES, rate_all_by_rules
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.cost import Estimate
-from cbtqa.llm.runs import Service, estimate_run, open_run, refuse_foreign
+from cbtqa.llm.runs import Run, Service, estimate_run, open_run, refuse_foreign
 from cbtqa.manifest import MANIFEST_NAME, describe_file, refuse_empty, write_manifest
 from cbtqa.metrics.base import Signature, maker
 from cbtqa.metrics.rows import Columns
@@ -103,9 +104,8 @@ def judge(resolved: Resolved[JudgeSettings], on_progress: OnProgress | None = No
     n_repeats = settings.repeats if service else 1
     names = [system.system for system in answers.systems]
     human = read_human_ratings(settings.human, task.rubric, names) if settings.human else None
-    sample = settings.human_sample
-    if settings.human and sample is None:
-        sample = sample_of(settings.human, settings.predictions)
+    drawn = sample_of(settings.human, settings.predictions) if settings.human else None
+    sample = settings.human_sample or drawn
     asks = answers.asks(n_repeats)
     refuse_foreign(out / JOURNAL_NAME, "ratings of a judge")
     _refuse_other_judge(out / RATINGS_NAME, task.model)
@@ -117,11 +117,7 @@ def judge(resolved: Resolved[JudgeSettings], on_progress: OnProgress | None = No
         hint="one folder holds one judge: name another with --out",
     ) as run:
         (out / MANIFEST_NAME).unlink(missing_ok=True)
-        if service:
-            verdicts = rate(run, asks, task, on_progress)
-        else:
-            verdicts = rate_all_by_rules(task.rubric, asks, on_progress)
-        ratings = [rating_of(*one, task.model) for one in verdicts]
+        ratings = [rating_of(*o, task.model) for o in _verdicts(run, asks, task, on_progress)]
         report = make_report(
             ratings,
             task.rubric,
@@ -157,6 +153,14 @@ def judge(resolved: Resolved[JudgeSettings], on_progress: OnProgress | None = No
     n_scored = sum(one.value is not None for one in ratings)
     refuse_empty(n_scored, len(ratings), "ratings was given", reasons, kept=out)
     return report
+
+
+def _verdicts(
+    run: Run, asks: Sequence[Ask], task: AnswerJudge, on_progress: OnProgress | None
+) -> Iterator[tuple[Ask, str, Verdict]]:
+    if run.service is None:
+        return rate_all_by_rules(task.rubric, asks, on_progress)
+    return rate(run, asks, task, on_progress)
 
 
 def _refuse_other_judge(path: Path, judge: str) -> None:

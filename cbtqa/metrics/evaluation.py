@@ -51,7 +51,7 @@ class SystemScores:
     why_unscored: dict[str, str]
     """The reason when a metric applies to none of the pairs."""
     is_left_out: bool = False
-    """True of the row `LEFT_OUT`, whose statistics are means over the references of a question."""
+    """Whether each reference was left out in turn; statistics are then means in the question."""
 
 
 def evaluate(
@@ -107,21 +107,31 @@ def evaluate(
 def leave_one_out(
     references: References,
     metrics: Sequence[Metric | CorpusMetric],
+    system: Predictions | None = None,
     on_block: OnBlock = lambda n_done, n_total: None,
 ) -> SystemScores | None:
-    """What one of several references scores against the others: the ceiling that people set.
+    """What people score on questions with several references, or a system on the same footing.
 
-    Each reference of a question is taken for an answer and compared with the rest; the statistics
-    are averaged in the question, so that each question counts once however many it has. A mean of
-    pairs is then that of one reference drawn by lot from each question. None where no question has
-    two.
+    Each reference of a question is left out in turn. Without a system it is taken for the answer
+    and compared with the rest: the ceiling that people set. With one, its answer is compared with
+    the rest: against all of them it would have one reference more than people, and so score higher
+    than an equal person. The statistics are averaged in the question, so that each question counts
+    once however many references it has. None where no question has two.
     """
-    rows = [row for row, n in enumerate(references.n_texts) if n > 1]
+    rows = [
+        row
+        for row, n in enumerate(references.n_texts)
+        if n > 1 and (system is None or system.items[row] is not None)
+    ]
     if not rows:
         return None
     groups = [references.groups[row] for row in rows]
-    taken = [(group, place) for group in groups for place in range(len(group))]
-    rest = [group[:place] + group[place + 1 :] for group, place in taken]
+    taken = [
+        (row, group, place)
+        for row, group in zip(rows, groups, strict=True)
+        for place in range(len(group))
+    ]
+    rest = [group[:place] + group[place + 1 :] for _, group, place in taken]
     ids = tuple(str(number) for number in range(len(taken)))
     others = References(
         references.name,
@@ -130,13 +140,14 @@ def leave_one_out(
         tuple(group[0] for group in rest),
         others=tuple(group[1:] for group in rest),
     )
-    answers = Predictions(LEFT_OUT, tuple(group[place] for group, place in taken), {})
+    items = tuple(system.items[row] if system else group[place] for row, group, place in taken)
+    name = system.system if system else LEFT_OUT
     additive = [metric for metric in metrics if isinstance(metric, Metric)]
-    (found,) = evaluate(others, [answers], additive, on_block)
+    (found,) = evaluate(others, [Predictions(name, items, {})], additive, on_block)
     starts, sizes = starts_of(groups), np.array([len(group) for group in groups])
     whole = [metric for metric in metrics if isinstance(metric, CorpusMetric)]
     return SystemScores(
-        LEFT_OUT,
+        name,
         np.array(rows),
         {
             name: np.add.reduceat(matrix, starts, axis=0) / sizes[:, None]

@@ -22,6 +22,7 @@ from cbtqa.metrics.pairs import References
 from cbtqa.metrics.scoring import Scored
 from cbtqa.metrics.tables import (
     beside_paper,
+    beside_people,
     decimals,
     label_of,
     missing_scores,
@@ -111,7 +112,7 @@ def score_page(scored: Scored, lang: Lang = "zh") -> str:
         facts=facts,
         warnings=report.warnings,
         charts=list(_score_charts(scored)),
-        tables=[score_table(report.scores)],
+        tables=[score_table(report.scores), *beside_people(report.beside_people)],
         paper=beside_paper(report.scores, anchors),
         paper_note=paper_table("cbt-llm", "scores").note,
         counts=counts,

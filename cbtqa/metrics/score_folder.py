@@ -39,7 +39,13 @@ from cbtqa.metrics.evaluation import SystemScores, both_answered
 from cbtqa.metrics.page import score_page
 from cbtqa.metrics.pairs import Predictions, References
 from cbtqa.metrics.scoring import Scored, ScoreReport, ScoreSettings
-from cbtqa.metrics.tables import beside_paper, missing_scores, not_asked_for, score_table
+from cbtqa.metrics.tables import (
+    beside_paper,
+    beside_people,
+    missing_scores,
+    not_asked_for,
+    score_table,
+)
 from cbtqa.metrics.text.texts import Item
 from cbtqa.settings import Resolved
 
@@ -108,6 +114,10 @@ def _page(scored: Scored, table: str) -> str:
         f"# Scores against {report.references}\n",
         table,
         "Values with 95 % intervals.\n",
+        *(
+            f"## {one.title_in()}\n\n{one.markdown()}"
+            for one in beside_people(report.beside_people)
+        ),
         *(
             f"- {line}.\n"
             for line in (

@@ -147,6 +147,9 @@ class ScoreReport(Record):
     grouping: Grouping = Grouping()
     """What intervals and tests draw."""
     scores: tuple[MetricScore, ...]
+    beside_people: tuple[MetricScore, ...] = ()
+    """Where questions have several references: people and systems on the same footing, against all
+    references but one, each left out in turn."""
     systems: tuple[SystemCounts, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
@@ -197,7 +200,8 @@ def score(
         notes.append(references.grouping.line)
     everything = systems + (anchors(references, settings.seed) if settings.anchors else [])
     evaluated = evaluate(references, everything, metrics, on_block)
-    people = leave_one_out(references, metrics, on_block) if settings.anchors else None
+    people = leave_one_out(references, metrics, None, on_block) if settings.anchors else None
+    beside = [leave_one_out(references, metrics, one, on_block) for one in systems if people]
     notes += _about_several(references, people)
     n = len(systems)  # the anchors follow
     checks = check_by_peers(references, systems, evaluated[:n], metrics) if is_checked else []
@@ -209,13 +213,15 @@ def score(
         references_sha256=references.sha256,
         grouping=references.grouping,
         scores=tuple(scores_of(shown, metrics, references, settings.resampling)),
-        systems=(
-            *(
-                SystemCounts(system=one.system, is_anchor=not one.counts, **one.counts)
-                for one in everything
-            ),
-            *([SystemCounts(system=LEFT_OUT, is_anchor=True)] if people else []),
+        beside_people=tuple(
+            scores_of(
+                [found for found in (*beside, people) if found],
+                [metric for metric in metrics if isinstance(metric, Metric)],
+                references,
+                settings.resampling,
+            )
         ),
+        systems=tuple(_counts_of(everything, people)),
         warnings=(
             *_warnings(references, systems),
             *references.grouping.warnings,
@@ -237,6 +243,15 @@ def _metrics(settings: ScoreSettings) -> list[AnyMetric]:
         reason = optional.why_absent() if optional else None
         metrics.append(Absent(optional, reason) if optional and reason else one)
     return metrics
+
+
+def _counts_of(
+    systems: Sequence[Predictions], people: SystemScores | None
+) -> Iterator[SystemCounts]:
+    for one in systems:
+        yield SystemCounts(system=one.system, is_anchor=not one.counts, **one.counts)
+    if people:
+        yield SystemCounts(system=people.system, is_anchor=True)
 
 
 def _notes_of_metrics(
@@ -292,7 +307,7 @@ def _about_several(references: References, people: SystemScores | None) -> list[
         lines.append(
             f"`{LEFT_OUT}`: in the {len(people.rows):,} questions with two references or more, "
             "each of them against the others, averaged: what one more author of references scores. "
-            "The systems have one reference more, which raises their scores"
+            "Systems have one reference more there; beside people, each is left out for all alike"
         )
     return lines
 

@@ -90,6 +90,20 @@ def score_table(scores: Sequence[MetricScore]) -> Table:
     return Table([METRIC, *systems], rows)
 
 
+BESIDE_PEOPLE = Phrase(
+    zh="与写参考回答的人相比：轮流去掉一个参考回答，所有人和系统一样",
+    en="Beside the authors of the references: each reference left out in turn, for all alike",
+)
+
+
+def beside_people(scores: Sequence[MetricScore]) -> list[Table]:
+    """People and systems on the same footing, of a report's `beside_people`; none without any."""
+    if not scores:
+        return []
+    table = score_table(scores)
+    return [Table(table.columns, table.rows, BESIDE_PEOPLE)]
+
+
 def beside_paper(scores: Sequence[MetricScore], left_out: Sequence[str] = ()) -> Table:
     """The paper's rows, then ours brought to its scale where we have the metric.
 

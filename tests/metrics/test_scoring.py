@@ -727,6 +727,31 @@ def test_each_reference_against_the_others_is_the_row_of_people(tmp_path: Path) 
     assert any(LEFT_OUT in note for note in scored.report.notes)
 
 
+def test_beside_people_a_system_has_as_many_references_as_they_have(tmp_path: Path) -> None:
+    """A system that answers as the first author does scores as a person, not higher."""
+    two = {key: texts[:2] for key, texts in MANY.items() if len(texts) > 1}
+    own = {key: texts[0] for key, texts in two.items()}
+    scored = run(
+        predictions(tmp_path, own),
+        ref=questions_with_answers(tmp_path, two),
+        metrics="meteor_jieba,distinct_1",
+    )
+    assert [one.metric for one in scored.report.beside_people] == ["meteor_jieba"] * 2
+    system, people = scored.report.beside_people
+    assert (system.system, people.system) == ("sys", LEFT_OUT)
+    # half of the time its own words are left out, half of the time they are the reference
+    apart = [score_lists("meteor_jieba", [one], [other]).value or 0 for one, other in two.values()]
+    alike = [score_lists("meteor_jieba", [one], [one]).value or 0 for one, _ in two.values()]
+    assert system.value == pytest.approx((np.mean(apart) + np.mean(alike)) / 2, rel=1e-12)
+    assert people.value == pytest.approx(
+        next(o.value for o in scored.report.scores if o.system == LEFT_OUT and o.value), rel=1e-12
+    )
+    single = run(
+        predictions(tmp_path, own), ref=questions_with_answers(tmp_path, MANY), anchors=False
+    )
+    assert single.report.beside_people == ()
+
+
 def test_a_folder_of_scores_keeps_all_references(tmp_path: Path) -> None:
     ref = questions_with_answers(tmp_path, MANY)
     files = [predictions(tmp_path, PREDICTED), predictions(tmp_path, ANSWERS, "other.jsonl")]
