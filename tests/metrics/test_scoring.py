@@ -727,6 +727,31 @@ def test_each_reference_against_the_others_is_the_row_of_people(tmp_path: Path) 
     assert any(LEFT_OUT in note for note in scored.report.notes)
 
 
+def test_an_equal_system_is_above_people_in_the_row_and_level_with_them_beside_them(
+    tmp_path: Path,
+) -> None:
+    """All answers are drawn from the same words: nobody writes better than anybody."""
+    rng = np.random.default_rng(5)
+    words = "我你觉得压力睡眠工作朋友可以试试慢慢来先把事情写下每天散步记录心情变化相信感受"
+
+    def drawn() -> str:
+        return "".join(rng.choice(list(words), 60))
+
+    ref = questions_with_answers(
+        tmp_path, {str(n): [drawn() for _ in range(2 + n % 2)] for n in range(80)}
+    )
+    system = predictions(tmp_path, {str(n): drawn() for n in range(80)})
+    scored = run(system, ref=ref, metrics="chrf2,bleu_zh")
+    in_row = {(o.metric, o.system): o.value or 0 for o in scored.report.scores}
+    beside = {(o.metric, o.system): o for o in scored.report.beside_people}
+    for metric in ("chrf2", "bleu_zh"):
+        gap = in_row[metric, "sys"] - in_row[metric, LEFT_OUT]
+        one, other = beside[metric, "sys"], beside[metric, LEFT_OUT]
+        assert one.low is not None and one.high is not None and other.value is not None
+        assert gap > 0 and abs((one.value or 0) - other.value) < gap / 2
+        assert one.low < other.value < one.high
+
+
 def test_beside_people_a_system_has_as_many_references_as_they_have(tmp_path: Path) -> None:
     """A system that answers as the first author does scores as a person, not higher."""
     two = {key: texts[:2] for key, texts in MANY.items() if len(texts) > 1}
