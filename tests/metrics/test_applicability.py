@@ -279,7 +279,7 @@ def test_no_subset_of_questions_makes_any_metric_crash_or_write_nan(
         )
         for name, tail in (("a", "请拨打12356。"), ("b", "加油。"))
     )
-    flags = {"predictions": files, "ref": ref, "metrics": "all", "bootstrap": 100}
+    flags = {"predictions": files, "ref": ref, "metrics": ",".join(METRICS), "bootstrap": 100}
     resolved = resolve(ScoreSettings, flags=flags, environ={})
     write_folder(tmp_path / "out", score(resolved.values), resolved, "2026-01-01T00:00:00+00:00")
     told = strict(tmp_path / "out" / SCORES_NAME)
