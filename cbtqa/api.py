@@ -246,7 +246,8 @@ def score(
 
     Args:
         predictions: system to its predictions; or those of one system; or paths in a list.
-        references: in the same order where neither side has ids.
+        references: in the same order where neither side has ids; a list for each prediction where
+            it has several.
 
     Example:
         systems = {"base": ["你要坚强。", "别想太多。"], "tuned": ["先照顾好自己。", "写下来。"]}
@@ -409,7 +410,7 @@ def _refuse_other_number(predictions: Any, references: Any) -> None:
     for texts in systems:
         if all(isinstance(one, list | tuple) for one in (texts, references)):
             n, n_references = len(texts), len(references)
-            is_plain = all(isinstance(text, str) for text in (*texts, *references))
+            is_plain = all(isinstance(text, str | list | tuple) for text in (*texts, *references))
             if is_plain and 0 < n != n_references:
                 raise DataError(f"{n} predictions and {n_references} references")
 
@@ -445,6 +446,8 @@ def _table(texts: Any) -> pa.Table:
     if hasattr(texts, "to_dict") and hasattr(texts, "columns"):  # a pandas frame
         table = pa.Table.from_pandas(texts, preserve_index=False)
     else:
+        if any(isinstance(one, list | tuple) for one in texts):  # several references to each
+            texts = [{"references": [one] if isinstance(one, str) else list(one)} for one in texts]
         rows = [{"text": one} if isinstance(one, str) else dict(one) for one in texts]
         table = pa.Table.from_pylist(rows)
     if not table.num_rows:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
     from rich.console import Console, RenderableType
     from rich.live import Live
+    from rich.progress_bar import ProgressBar
     from rich.text import Text
 
     from cbtqa.llm.progress import Progress
@@ -375,16 +376,20 @@ def _print_facts(rows: Sequence[tuple[str, str]], width: int, indent: int) -> No
         sys.stdout.write("".join(f"{' ' * indent}{line}\n" for line in lines))
 
 
-PLAIN_EVERY_S = 10.0
+FIRST_PLAIN_S, PLAIN_EVERY_S = 10.0, 60.0
+"""Where nobody watches a terminal: the first line of progress, and those after it."""
+BAR_CELLS, BAR_FROM_COLUMNS = 20, 60
+"""Width of the bar, and of the terminals that have room for it."""
 LEAST_NOTE = 12
 """Columns from which a note is worth its beginning."""
 
 
 class LiveProgress:
-    """One live line on a terminal, a line now and then elsewhere."""
+    """A bar and one live line on a terminal, a line a minute elsewhere."""
 
     def __init__(self, live: Live | None) -> None:
-        self._live, self._next_plain = live, time.monotonic() + PLAIN_EVERY_S
+        self._live, self._began = live, time.monotonic()
+        self._next_plain = self._began + FIRST_PLAIN_S
         self._said: set[str] = set()
 
     def stage(self, words: str) -> None:
@@ -394,6 +399,15 @@ class LiveProgress:
         else:
             self._show([f"{words} ..."])
 
+    def count(self, n_done: int, n_total: int) -> None:
+        """Work without requests moved on."""
+        from cbtqa.llm.progress import counted
+
+        if n_done < n_total:
+            self.update(counted(n_done, n_total, time.monotonic() - self._began))
+        else:
+            self._began = time.monotonic()  # what is counted next begins now
+
     def update(self, progress: Progress) -> None:
         """The engine's counters moved."""
         for notice in progress.notices:
@@ -401,18 +415,33 @@ class LiveProgress:
                 self._said.add(notice)
                 say(notice)
         if self._live is not None:
-            self._show(progress_parts(progress), progress.note)
+            self._show(progress_parts(progress), progress.note, _bar_of(progress))
         elif time.monotonic() >= self._next_plain:
             self._next_plain = time.monotonic() + PLAIN_EVERY_S
             say(fit_parts(progress_parts(progress), terminal_width(sys.stderr), progress.note))
 
-    def _show(self, parts: Sequence[str], note: str = "") -> None:
+    def _show(self, parts: Sequence[str], note: str = "", bar: ProgressBar | None = None) -> None:
+        from rich.table import Table
         from rich.text import Text
 
         assert self._live is not None
         # one column is left free: some terminals move to the next line after the last one
         width = terminal_width(sys.stderr) - 1
-        self._live.update(Text(fit_parts(parts, width, note), no_wrap=True))
+        if bar is None or width < BAR_FROM_COLUMNS:
+            self._live.update(Text(fit_parts(parts, width, note), no_wrap=True))
+            return
+        row = Table.grid(padding=(0, 1))
+        row.add_row(bar, Text(fit_parts(parts, width - BAR_CELLS - 1, note), no_wrap=True))
+        self._live.update(row)
+
+
+def _bar_of(progress: Progress) -> ProgressBar | None:
+    """How far a run is, where its end is known."""
+    if not progress.n_total:
+        return None
+    from rich.progress_bar import ProgressBar
+
+    return ProgressBar(progress.n_total, min(progress.n_done, progress.n_total), BAR_CELLS)
 
 
 @contextmanager

@@ -61,9 +61,14 @@ def take_newest(kind: str, unless: Sequence[str] = ()) -> str:
     """
     found = newest_folder(kind)
     if found is None:
+        maker = MAKERS[kind]
+        if kind == "dataset":
+            from cbtqa.psyqa import bundled_sample_path
+
+            maker += f" (of the invented questions in {bundled_sample_path()}, or your file)"
         raise UsageError(
             f"no {kind} named, and none finished in the current folder",
-            hint=" or ".join([MAKERS[kind], *(f"give {flag_of(name)}" for name in unless)]),
+            hint=" or ".join([maker, *(f"give {flag_of(name)}" for name in unless)]),
         )
     path = found / FILES.get(kind, "")
     say(f"{kind}: {path}, the newest here")

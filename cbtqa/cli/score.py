@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from cbtqa.cli.console import print_json, say, show_table
+from cbtqa.cli.console import live_progress, print_json, say, show_table
 from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.manifest import now, refuse_empty
 from cbtqa.metrics.comparison import CompareSettings, Comparison
 from cbtqa.metrics.scoring import Scored, ScoreSettings, bring_references
 from cbtqa.report.table import Table
-from cbtqa.report.words import seconds, signed
+from cbtqa.report.words import signed
 from cbtqa.settings import Resolved
 
 Signatures = Annotated[
@@ -67,7 +66,8 @@ def score(
     started, out = now(), resolved.values.out
     if out is not None:
         refuse_existing(out)
-    scored = scoring.score(resolved.values, say_blocks())
+    with live_progress() as progress:
+        scored = scoring.score(resolved.values, progress.count)
     if out is not None:
         write_folder(out, scored, resolved, started)
         say(f"written to {out}")
@@ -78,39 +78,29 @@ def score(
     refuse_empty(n_scored, len(scores), "scores has a value", {}, kept=out, hint=NO_SCORE)
 
 
-def say_blocks(every_s: float = 10.0) -> Callable[[int, int], None]:
-    """Tells on stderr how far scoring has come, now and then, and nothing when it is soon done."""
-    began = time.monotonic()
-    next_at = began + every_s
-
-    def on_block(n_done: int, n_total: int) -> None:
-        nonlocal next_at
-        now = time.monotonic()
-        if now >= next_at and n_done < n_total:
-            next_at = now + every_s
-            left_s = (now - began) / n_done * (n_total - n_done)
-            say(f"{n_done:,} of {n_total:,} references scored, {seconds(left_s)} left")
-
-    return on_block
-
-
 def _show(scored: Scored, with_signatures: bool) -> None:
-    from cbtqa.metrics.score_folder import beside_paper, missing_scores, score_table
+    from cbtqa.metrics.tables import (
+        beside_paper,
+        beside_people,
+        missing_scores,
+        not_asked_for,
+        score_table,
+    )
 
-    report = scored.report
+    report, scores = scored.report, scored.report.scores
     anchors = [one.system for one in report.systems if one.is_anchor]
-    show_table(score_table(report.scores), f"{report.references}: {report.n_references} pairs")
-    if {score.metric for score in report.scores} & {"bleu_jieba", "bertscore", "bleurt"}:
-        show_table(beside_paper(report.scores, anchors))
+    show_table(score_table(scores), f"{report.references}: {report.n_references} pairs")
+    for table in (*beside_people(report.beside_people), beside_paper(scores, anchors)):
+        show_table(table)
     columns = ["n_rows", "n_missing", "n_none", "n_empty", "n_identical", "n_repeated"]
     columns += ["n_cut", "n_machine"]
     systems = [one for one in report.systems if not one.is_anchor]
     rows = [[one.system, *(getattr(one, column) for column in columns)] for one in systems]
     show_table(Table(["system", *(column[2:] for column in columns)], rows, "Counts"))
     if with_signatures:
-        for signature in dict.fromkeys(score.signature for score in report.scores):
+        for signature in dict.fromkeys(score.signature for score in scores):
             say(signature)
-    for line in (*missing_scores(report.scores), *report.notes):
+    for line in (*missing_scores(scores), *not_asked_for(scores), *report.notes):
         say(line)
     for warning in report.warnings:
         say(f"warning: {warning}")
@@ -135,16 +125,17 @@ def compare(resolved: Resolved[CompareSettings], as_json: AsJson = False) -> Non
     out = resolved.values.out
     if out is not None:
         refuse_existing(out, COMPARISON_NAME)
-    found = comparison.compare(resolved.values, say_blocks())
+    with live_progress() as progress:
+        found = comparison.compare(resolved.values, progress.count)
     if out is not None:
-        write_comparison(out, found)
+        write_comparison(out, found, resolved.values.lang)
         say(f"written to {out}")
     print_json(found) if as_json else _show_comparison(found)
 
 
 def _show_comparison(found: Comparison) -> None:
     from cbtqa.metrics.comparison import missing_figures, pair_tables, tests_made
-    from cbtqa.metrics.score_folder import label_of
+    from cbtqa.metrics.tables import label_of
 
     for table in pair_tables(found):
         show_table(table, f"{table.title}, against {found.references}")

@@ -16,8 +16,9 @@ from cbtqa.files import parse_record, read_json
 from cbtqa.hub.plan import PublishRefusedError
 from cbtqa.hub.settings import REPO_ID, ModelSettings
 from cbtqa.manifest import read_manifest
-from cbtqa.metrics.score_folder import SCORES_NAME, estimate_of, label_of
+from cbtqa.metrics.score_folder import SCORES_NAME
 from cbtqa.metrics.scoring import ScoreReport
+from cbtqa.metrics.tables import estimate_of, label_of
 from cbtqa.records import MetricScore
 from cbtqa.report.page import Phrase
 from cbtqa.report.table import Table

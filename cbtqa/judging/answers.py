@@ -23,7 +23,8 @@ from cbtqa.errors import DataError, UsageError
 from cbtqa.files import read_rows
 from cbtqa.judging.asking import JudgeTask, Verdict, is_quote_of
 from cbtqa.llm.chat import Sampling
-from cbtqa.metrics.pairs import Columns, Predictions, References, read_predictions
+from cbtqa.metrics.pairs import Predictions, References, read_predictions
+from cbtqa.metrics.rows import Columns
 from cbtqa.prompts import fence
 from cbtqa.psyqa import read_questions
 from cbtqa.ratings.rubric import Criterion, Rubric, load_rubric

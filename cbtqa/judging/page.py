@@ -15,16 +15,17 @@ from cbtqa.judging.agreement import middle_of
 from cbtqa.judging.answers import Answers, JudgeRating
 from cbtqa.judging.report import JudgeReport, agreement_table, difference_table, score_table
 from cbtqa.metrics.base import maker
+from cbtqa.metrics.page import Side
 from cbtqa.ratings.rubric import Criterion, Rubric
 from cbtqa.records import Question
 from cbtqa.report.charts import Interval, Levels, interval_chart, stacked_bars
 from cbtqa.report.page import Head, Lang, Phrase, load_wording, render_page
 from cbtqa.report.svg import SERIES
-from cbtqa.report.words import GAP, count, estimate, number
+from cbtqa.report.words import count, estimate, number
 from cbtqa.safety.notices import help_text
 
-N_WORST, N_BEST = 5, 3
-"""Answers of each system shown with the judge's reasons."""
+N_WORST, N_BEST, N_DIFFERENT = 5, 3, 5
+"""Answers of each system shown with the judge's reasons; questions shown side by side."""
 
 
 def judge_page(
@@ -37,13 +38,14 @@ def judge_page(
     """The report as HTML; texts of questions, answers and judge are escaped."""
     words = load_wording("cbtqa.judging", "page.yaml")
     lede = words["lede"].fill(
-        judge=report.judge or GAP,
+        judge=report.judge_name,
         rubric=report.rubric,
         n_systems=len(report.answers),
         n_questions=count(len(answers.questions)),
         n_answers=count(sum(one.n_answered for one in report.answers)),
         n_repeats=report.n_repeats,
     )
+    kind = "rules." if report.is_by_rules else ""
     made_by = words["footer"].fill(by=maker())
     footer = Phrase(
         zh=f"{made_by.zh} {help_text('zh', 'page')}", en=f"{made_by.en} {help_text('en', 'page')}"
@@ -51,7 +53,7 @@ def judge_page(
     return render_page(
         "cbtqa.judging",
         "judge.html.j2",
-        Head(words["title"], words["kicker"], lede, footer, lang),
+        Head(words[f"{kind}title"], words[f"{kind}kicker"], lede, footer, lang),
         words=words,
         report=report,
         parts=_Parts(report, rubric, answers, ratings, words, lang),
@@ -184,6 +186,24 @@ class _Parts:
                     title = self._words[key].fill(system=system.system)
                     yield title, [self._example(system.system, place) for _, place in part]
 
+    def most_different(self) -> list[tuple[Question, str, list[Side]]]:
+        """The questions on which the systems' mean ratings are furthest apart, side by side."""
+        names = [one.system for one in self._answers.systems]
+        found = []
+        for place, question in enumerate(self._answers.questions):
+            ranks = [self._rank(name, question.id) for name in names]
+            means = [rank[1] for rank in ranks if rank is not None]
+            if len(means) == len(names) > 1 and max(means) > min(means):
+                found.append((min(means) - max(means), place, ranks))
+        shown = []
+        for spread, place, ranks in sorted(found, key=lambda one: one[:2])[:N_DIFFERENT]:
+            sides = [
+                Side(one.system, item.text if (item := one.items[place]) else "", _share(rank))
+                for one, rank in zip(self._answers.systems, ranks, strict=True)
+            ]
+            shown.append((self._answers.questions[place], number(-spread), sides))
+        return shown
+
     def _rank(self, system: str, question_id: str) -> tuple[float, float] | None:
         """Lowest and mean rating of an answer, each criterion from 0 to 1; None without any."""
         shares = []
@@ -214,6 +234,11 @@ class _Parts:
             note, evidence = (shown.note, shown.evidence or "") if shown else ("", "")
             verdicts.append((_both(criterion.name), mean, note, evidence))
         return _Example(question, item.text if item else "", verdicts)
+
+
+def _share(rank: tuple[float, float] | None) -> str:
+    """The mean over criteria, each from 0 to 1."""
+    return number(rank[1] if rank else None)
 
 
 def _both(name: Phrase) -> Phrase:

@@ -27,12 +27,13 @@ from cbtqa.judging.agreement import (
 )
 from cbtqa.judging.answers import AnswerCounts, HumanRatings, JudgeRating
 from cbtqa.judging.correction import LEVEL, HumanSample, is_beyond
+from cbtqa.judging.rules import RULES
 from cbtqa.metrics.base import Signature
 from cbtqa.ratings.rubric import Criterion, Rubric
 from cbtqa.records import MetricScore, Record
 from cbtqa.report.page import Phrase, load_wording, same
 from cbtqa.report.table import Cell, Column, Estimate, Table
-from cbtqa.report.words import count, number, p_value, share, signed
+from cbtqa.report.words import GAP, count, number, p_value, share, signed
 from cbtqa.statistics.intervals import mean_interval
 from cbtqa.statistics.resampling import (
     FEW_ITEMS,
@@ -104,6 +105,16 @@ class JudgeReport(Record):
     human_sample: HumanSample | None = None
     """How the answers that people rated were drawn; None where nobody said."""
 
+    @property
+    def is_by_rules(self) -> bool:
+        """Whether the built-in rules rated, and no model."""
+        return self.judge == RULES
+
+    @property
+    def judge_name(self) -> Phrase:
+        """For people; a judge that is no model says so."""
+        return _words()["rules.name"] if self.is_by_rules else same(self.judge or GAP)
+
 
 def make_report(
     ratings: Sequence[JudgeRating],
@@ -127,24 +138,17 @@ def make_report(
         for criterion in rubric.scales:
             own = [one for one in ratings if (one.system, one.criterion) == (system, criterion.id)]
             scores.append(_score(system, criterion, cells[criterion.id], n_total, signature))
-            points = Counter(one.value for one in own if one.value is not None)
-            use.append(
-                RangeUse(
-                    system=system,
-                    criterion=criterion.id,
-                    points={p: points[p] for p in criterion.points},
-                    unscored=dict(Counter(o.unscored_reason for o in own if o.unscored_reason)),
-                )
-            )
+            use.append(_range_use(system, criterion, own))
     agreement, corrections = list[CriterionAgreement](), list[Correction]()
     if human:
         values = human.values
         agreement = [agreement_on(one, cells[one.id], values[one.id]) for one in rubric.scales]
         corrections = corrected_by(rubric, totals, cells, human, sample)
     alarms = [
+        *_rules_alarms(ratings),
         *_unanswered_alarms(answers),
         *_use_alarms(rubric, totals, cells, use),
-        *(_unused_alarms(rubric, totals, cells, human) if human else [_words()["alarm.alone"]]),
+        *(_unused_alarms(rubric, totals, cells, human) if human else _alone_alarms(ratings)),
         *_people_alarms(rubric, agreement, corrections),
     ]
     return JudgeReport(
@@ -165,6 +169,16 @@ def make_report(
         alarms_zh=tuple(one.zh for one in alarms),
         n_human_passed_over=human.n_passed_over if human else 0,
         human_sample=sample if human else None,
+    )
+
+
+def _range_use(system: str, criterion: Criterion, ratings: Sequence[JudgeRating]) -> RangeUse:
+    points = Counter(one.value for one in ratings if one.value is not None)
+    return RangeUse(
+        system=system,
+        criterion=criterion.id,
+        points={point: points[point] for point in criterion.points},
+        unscored=dict(Counter(one.unscored_reason for one in ratings if one.unscored_reason)),
     )
 
 
@@ -257,6 +271,16 @@ def _names(rubric: Rubric) -> Names:
 def _listed(names: Iterable[Phrase]) -> Phrase:
     found = list(names)
     return Phrase(zh="、".join(o.zh for o in found), en=", ".join(o.en for o in found))
+
+
+def _rules_alarms(ratings: Sequence[JudgeRating]) -> list[Phrase]:
+    """The judge is no model."""
+    return [_words()["alarm.rules"]] if ratings and ratings[0].judge == RULES else []
+
+
+def _alone_alarms(ratings: Sequence[JudgeRating]) -> list[Phrase]:
+    """Nobody to check a model against; the rules are not even one."""
+    return [] if _rules_alarms(ratings) else [_words()["alarm.alone"]]
 
 
 def _unanswered_alarms(answers: Iterable[AnswerCounts]) -> list[Phrase]:
@@ -402,9 +426,10 @@ def score_table(report: JudgeReport, names: Names | None = None) -> Table:
                 f"{count(score.n_scored)}/{count(score.n_total)}",
             )
         )
-    heads = (Column(words[f"tables.{name}"], number) for name in ("judge", "people", "corrected"))
+    judge = "by_rules" if report.is_by_rules else "judge"
+    heads = (Column(words[f"tables.{name}"], number) for name in (judge, "people", "corrected"))
     title = words["tables.scores"].fill(
-        judge=report.judge or "-", rubric=report.rubric, n=report.n_repeats
+        judge=report.judge_name, rubric=report.rubric, n=report.n_repeats
     )
     return Table([words["tables.of_system"], *heads, words["tables.scored"]], rows, title)
 

@@ -1,6 +1,6 @@
-"""`cbtqa judge`: the run through the engine, and the folder it leaves.
+"""`cbtqa judge`: the run through the engine, or by rules, and the folder it leaves.
 
-journal.sqlite         every paid reply; the same command continues from it
+journal.sqlite         every paid reply; the same command continues from it (empty by rules)
 judge_ratings.jsonl    one rating a line: answer, criterion, repeat, evidence
 judge.json             means, differences, agreement with people, corrected means, alarms
 judge.md               the same as tables
@@ -11,32 +11,35 @@ manifest.json          written last
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pydantic import Field
 
-from cbtqa.errors import UsageError
-from cbtqa.files import write_json, write_jsonl, write_text
+from cbtqa.errors import ConfigError, UsageError
+from cbtqa.files import read_jsonl, write_json, write_jsonl, write_text
 from cbtqa.judging.answers import (
     AnswerJudge,
     Answers,
+    Ask,
     JudgeRating,
     load_judged_rubric,
     rating_of,
     read_answers,
     read_human_ratings,
 )
-from cbtqa.judging.asking import AGAIN, JudgingSettings, rate
+from cbtqa.judging.asking import AGAIN, JudgingSettings, Verdict, rate
 from cbtqa.judging.correction import HumanSample, sample_of
 from cbtqa.judging.page import judge_page
 from cbtqa.judging.report import JudgeReport, make_report, report_markdown
+from cbtqa.judging.rules import RULES, rate_all_by_rules
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.cost import Estimate
-from cbtqa.llm.runs import Service, estimate_run, open_run, refuse_foreign
+from cbtqa.llm.runs import Run, Service, estimate_run, open_run, refuse_foreign
 from cbtqa.manifest import MANIFEST_NAME, describe_file, refuse_empty, write_manifest
 from cbtqa.metrics.base import Signature, maker
-from cbtqa.metrics.pairs import Columns
+from cbtqa.metrics.rows import Columns
+from cbtqa.psyqa import bundled_sample_path
 from cbtqa.report.page import Lang
 from cbtqa.settings import Resolved
 
@@ -58,6 +61,9 @@ class JudgeSettings(JudgingSettings):
     """Splits of a built dataset, comma-separated, or all."""
     sample: int | None = Field(default=None, ge=1)
     """Judge only so many questions, drawn by a fixed seed."""
+    rules: bool = False
+    """Rate by the built-in rules (no model, no key), whatever endpoint is set: to try the steps.
+    They count words, and every output says so."""
     human: Path | None = None
     """Ratings by people (ratings.jsonl of a study) to check against."""
     human_sample: HumanSample | None = None
@@ -95,13 +101,14 @@ def judge(resolved: Resolved[JudgeSettings], on_progress: OnProgress | None = No
     """
     settings, out = resolved.values, resolved.values.out
     service, answers, task = _prepare(settings)
+    n_repeats = settings.repeats if service else 1
     names = [system.system for system in answers.systems]
     human = read_human_ratings(settings.human, task.rubric, names) if settings.human else None
-    sample = settings.human_sample
-    if settings.human and sample is None:
-        sample = sample_of(settings.human, settings.predictions)
-    asks = answers.asks(settings.repeats)
+    drawn = sample_of(settings.human, settings.predictions) if settings.human else None
+    sample = settings.human_sample or drawn
+    asks = answers.asks(n_repeats)
     refuse_foreign(out / JOURNAL_NAME, "ratings of a judge")
+    _refuse_other_judge(out / RATINGS_NAME, task.model)
     with open_run(
         out / JOURNAL_NAME,
         task.fingerprint(),
@@ -110,13 +117,13 @@ def judge(resolved: Resolved[JudgeSettings], on_progress: OnProgress | None = No
         hint="one folder holds one judge: name another with --out",
     ) as run:
         (out / MANIFEST_NAME).unlink(missing_ok=True)
-        ratings = [rating_of(*one, task.model) for one in rate(run, asks, task, on_progress)]
+        ratings = [rating_of(*o, task.model) for o in _verdicts(run, asks, task, on_progress)]
         report = make_report(
             ratings,
             task.rubric,
             answers.counts(),
             _signature(settings, task, answers),
-            settings.repeats,
+            n_repeats,
             human,
             sample,
         )
@@ -128,7 +135,7 @@ def judge(resolved: Resolved[JudgeSettings], on_progress: OnProgress | None = No
             resolved,
             apart=AGAIN,
             inputs=tuple(describe_file(path) for path in inputs if path and path.is_file()),
-            prompts={task.prompt.name: task.prompt.sha256},
+            prompts={task.prompt.name: task.prompt.sha256} if service else {},
             counts={
                 "n_questions": len(answers.questions),
                 "n_asked": len(asks),
@@ -148,6 +155,24 @@ def judge(resolved: Resolved[JudgeSettings], on_progress: OnProgress | None = No
     return report
 
 
+def _verdicts(
+    run: Run, asks: Sequence[Ask], task: AnswerJudge, on_progress: OnProgress | None
+) -> Iterator[tuple[Ask, str, Verdict]]:
+    if run.service is None:
+        return rate_all_by_rules(task.rubric, asks, on_progress)
+    return rate(run, asks, task, on_progress)
+
+
+def _refuse_other_judge(path: Path, judge: str) -> None:
+    """The rules leave the journal empty, so that it cannot tell whose the folder is."""
+    first = next(iter(read_jsonl(path, JudgeRating)), None) if path.exists() else None
+    if first is not None and first.judge != judge:
+        raise ConfigError(
+            f"{path.parent} holds ratings of {first.judge}, and {judge} is to rate",
+            hint="one folder holds one judge: name another with --out",
+        )
+
+
 def _write(out: Path, ratings: Sequence[JudgeRating], report: JudgeReport, page: str) -> None:
     write_jsonl(out / RATINGS_NAME, ratings)
     write_json(out / REPORT_NAME, report)
@@ -162,7 +187,7 @@ def estimate_judge(resolved: Resolved[JudgeSettings]) -> Estimate:
     estimate = estimate_run(
         service,
         settings.out / JOURNAL_NAME,
-        answers.asks(settings.repeats),
+        answers.asks(settings.repeats if service else 1),
         task,
         name="answers",
         reply_tokens=REPLY_TOKENS * len(task.criteria),
@@ -172,19 +197,23 @@ def estimate_judge(resolved: Resolved[JudgeSettings]) -> Estimate:
     return estimate.model_copy(update={"n_items": n_answers, "n_left_out": n_without})
 
 
-def _prepare(settings: JudgeSettings) -> tuple[Service, Answers, AnswerJudge]:
-    """A run before its first request: inputs read, nothing sent."""
-    service = settings.service()
-    if settings.questions is None or service is None:
+def _prepare(settings: JudgeSettings) -> tuple[Service | None, Answers, AnswerJudge]:
+    """A run before its first request: inputs read, nothing sent. No service: by rules."""
+    service = None if settings.rules else settings.service()
+    if settings.questions is None or not (service or settings.rules):
+        wanted = {"--questions": settings.questions, "--endpoint and --model": service}
+        missing = [name for name, value in wanted.items() if value is None]
         raise UsageError(
-            "the judge wants --questions, --endpoint and --model",
-            hint="cbtqa judge a.jsonl --questions PsyQA.json --endpoint vllm --model Qwen3-32B",
+            f"the judge wants {' and '.join(missing)}",
+            hint=f"cbtqa judge a.jsonl --questions {bundled_sample_path()} --rules tries it with "
+            "invented questions and no key; for real: --questions PsyQA_full.json --endpoint vllm "
+            "--model Qwen3-32B",
         )
     task = AnswerJudge(
         load_judged_rubric(settings.rubric),
         settings.drawn(settings.max_tokens),
-        service.model,
-        host=service.host,
+        service.model if service else RULES,
+        host=service.host if service else "",
         prompt=settings.prompt,
     )
     answers = read_answers(
@@ -194,14 +223,17 @@ def _prepare(settings: JudgeSettings) -> tuple[Service, Answers, AnswerJudge]:
 
 
 def _signature(settings: JudgeSettings, task: AnswerJudge, answers: Answers) -> Signature:
-    found = {
-        "judge": task.model,
+    asked = {
         "host": task.host,
         "prompt": f"{task.prompt.name}-{task.prompt.sha256[:12]}",
-        "rubric": f"{task.form_id}-{task.rubric.sha256[:12]}",
         "repeats": str(settings.repeats),
         "temperature": f"{settings.temperature:g}",
         "seed": str(settings.seed),
+    }
+    found = {
+        "judge": task.model,
+        **({"model": "none"} if settings.rules else asked),
+        "rubric": f"{task.form_id}-{task.rubric.sha256[:12]}",
         "questions": answers.questions_sha256[:12],
         "by": maker(),
     }

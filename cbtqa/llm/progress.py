@@ -56,6 +56,19 @@ class Progress:
         return self.n_skipped + self.n_accepted + self.n_rejected
 
 
+def counted(n_done: int, n_total: int, elapsed_s: float) -> Progress:
+    """A moment of work without requests, such as scoring."""
+    rate = n_done / elapsed_s if elapsed_s > 0 else 0.0
+    left = (n_total - n_done) / rate if rate else None
+    return Progress(
+        n_total=n_total,
+        n_accepted=n_done,
+        elapsed_s=elapsed_s,
+        rate_per_s=rate,
+        eta_s=left,
+    )
+
+
 @dataclass(frozen=True)
 class BatchSummary(Progress):
     """How a run ended. Counts items of this run; the journal's outcomes hold all."""

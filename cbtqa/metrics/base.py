@@ -203,6 +203,8 @@ class CorpusMetric(_Described):
     interval_reason = "compares a system's answers with each other: they cannot be drawn apart"
     is_higher_better: ClassVar[bool | None] = None
     unscored_reason = "no text could be scored"
+    is_computed: ClassVar[bool] = True
+    """False of one that cannot run here, whose `unscored_reason` says why."""
 
     @abstractmethod
     def collector(self) -> Collector:

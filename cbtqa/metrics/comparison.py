@@ -29,9 +29,11 @@ from cbtqa.metrics.contenders import (
 )
 from cbtqa.metrics.evaluation import OnBlock
 from cbtqa.metrics.grouping import Grouping
-from cbtqa.metrics.score_folder import Missing, decimals, explained, label_of
+from cbtqa.metrics.page import compare_page
 from cbtqa.metrics.scoring import Scored, ScoreSettings
+from cbtqa.metrics.tables import METRIC, Missing, decimals, explained, label_of
 from cbtqa.records import Record
+from cbtqa.report.page import Lang, Phrase
 from cbtqa.report.table import Cell, Column, Estimate, Table
 from cbtqa.report.words import digits, number, p_value, signed
 from cbtqa.statistics.intervals import jackknife_interval, ratio_interval
@@ -139,6 +141,8 @@ class Example(Record):
     baseline: str
     system: str
     id: str
+    asked: str = ""
+    """The question with its description; empty where the references do not name it."""
     difference: float
     baseline_text: str
     system_text: str
@@ -403,12 +407,14 @@ def _examples(
 def _example(pair: Pair, metric: Metric, place: int, gain: float) -> Example:
     row = int(pair[0].scores.rows[place])
     ours = [one.answers.items[row] for one in pair]
-    reference = pair[0].references.items[row]
+    known = pair[0].references
+    reference = known.items[row]
     return Example(
         metric=metric.name,
         baseline=pair[0].name,
         system=pair[1].name,
-        id=pair[0].references.ids[row],
+        id=known.ids[row],
+        asked=known.asked[row] if known.asked else "",
         difference=gain,
         baseline_text=ours[0].text if ours[0] else "",
         system_text=ours[1].text if ours[1] else "",
@@ -454,7 +460,9 @@ def _warnings(contender: Contender, settings: CompareSettings) -> list[str]:
     return found
 
 
-COMPARISON_NAME = "compare.json"
+COMPARISON_NAME, PAGE_NAME = "compare.json", "compare.html"
+DIFFERENCE = Phrase(zh="差别 [95% 区间]", en="difference [95% interval]")
+WIN_RATE = Phrase(zh="胜率", en="win rate")
 
 
 def pair_tables(comparison: Comparison) -> list[Table]:
@@ -473,10 +481,11 @@ def pair_tables(comparison: Comparison) -> list[Table]:
                 Estimate(one.win_rate, one.win_low, one.win_high, note=applies, show=digits(2)),
             )
         )
-    ps = [Column(name, p_value) for name in ("p", "p adjusted")]
+    heads = ("p", Phrase(zh="校正后 p", en="p adjusted"))
+    ps = [Column(name, p_value) for name in heads]
     return [
         Table(
-            ["metric", baseline, system, "difference [95% interval]", *ps, "win rate"],
+            [METRIC, baseline, system, DIFFERENCE, *ps, WIN_RATE],
             rows,
             f"{system} minus {baseline}",
         )
@@ -517,8 +526,12 @@ def tests_made(comparison: Comparison) -> str:
     )
 
 
-def write_comparison(folder: Path, comparison: Comparison) -> None:
-    """`compare.json`, `compare.md` with the examples' text, and `compare.tex`."""
+def write_comparison(folder: Path, comparison: Comparison, lang: Lang = "zh") -> None:
+    """`compare.html` and `compare.md` with the examples' text, `compare.tex`; `compare.json` last.
+
+    Args:
+        lang: main language of the page.
+    """
     tables = pair_tables(comparison)
     parts = [
         f"# Comparison against {comparison.references}\n",
@@ -536,6 +549,8 @@ def write_comparison(folder: Path, comparison: Comparison) -> None:
     ]
     write_text(folder / "compare.md", "\n".join(parts))
     write_text(folder / "compare.tex", "\n".join(f"% {one.title}\n{one.latex()}" for one in tables))
+    lines = [tests_made(comparison), comparison.grouping.line, *missing_figures(comparison)]
+    write_text(folder / PAGE_NAME, compare_page(comparison, tables, lines, lang))
     write_json(folder / COMPARISON_NAME, comparison)
 
 

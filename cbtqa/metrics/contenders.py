@@ -20,6 +20,7 @@ from cbtqa.metrics.pairs import Predictions, References
 from cbtqa.metrics.registry import additive_metric
 from cbtqa.metrics.score_folder import SCORES_NAME, StoredScores
 from cbtqa.metrics.scoring import Scored, ScoreSettings, score
+from cbtqa.psyqa import bundled_sample_path
 from cbtqa.records import MetricScore
 from cbtqa.statistics.resampling import sum_by_cluster
 
@@ -93,7 +94,8 @@ def gather(
     if len(names) < 2:
         raise UsageError(
             f"nothing to compare: found {', '.join(names) or 'no system'}",
-            hint="cbtqa compare a.jsonl b.jsonl --ref cbtqa-dataset",
+            hint="cbtqa compare a.jsonl b.jsonl --ref cbtqa-dataset; invented questions with "
+            f"answers, to try it: --ref {bundled_sample_path()}",
         )
     if len(set(names)) < len(names):
         raise UsageError(f"two systems of one name among {', '.join(names)}")
@@ -174,6 +176,8 @@ def shared_metrics(contenders: Sequence[Contender]) -> list[Metric]:
     metrics = []
     for name, score_of_first in first.reported.items():
         signature = score_of_first.signature
+        if any(name not in one.scores.matrices for one in contenders):
+            continue  # not additive, or not computed for one of them
         for other in contenders[1:]:
             theirs = other.reported.get(name)
             if theirs and _settings_of(theirs.signature) != _settings_of(signature):

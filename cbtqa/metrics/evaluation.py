@@ -26,13 +26,15 @@ from cbtqa.statistics.resampling import Interval, bootstrap_sums, defined_interv
 PAIRS_PER_BLOCK = 500
 CEILING, FLOOR = "references", "shuffled references"
 """Names of the two anchor rows: each reference against itself, and against another's."""
+LEFT_OUT = "references, leave-one-out"
+"""Name of the row that holds each of several references against the others."""
 NOTHING = Item("")
 NO_INTERVAL = Interval(None, None, None, 0)
 """Of a score of nothing, and where none was asked for."""
 IntervalKind = Literal["t", "percentile"]
 """`t`: Student's, by the jackknife. `percentile`: the bootstrap's, as sacrebleu's."""
 OnBlock = Callable[[int, int], None]
-"""Called after each block with the references done and their number."""
+"""Called with the answers compared so far and their number."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,9 @@ class SystemScores:
     whole: dict[str, float | None]
     """Scores of the metrics that do not add up over pairs."""
     why_unscored: dict[str, str]
-    """The reason when an additive metric applies to none of the pairs."""
+    """The reason when a metric applies to none of the pairs."""
+    is_left_out: bool = False
+    """Whether each reference was left out in turn; statistics are then means in the question."""
 
 
 def evaluate(
@@ -64,6 +68,7 @@ def evaluate(
     parts: list[list[list[Floats]]] = [[[] for _ in additive] for _ in systems]
     size = min([PAIRS_PER_BLOCK, *(m.pairs_per_block for m in additive if m.pairs_per_block)])
     size = max(1, size // max(references.n_texts, default=1))
+    n_done, n_total = 0, len(references.ids) * len(systems)
     for first in range(0, len(references.ids), size):
         block = slice(first, first + size)
         theirs = Texts([item or NOTHING for item in references.items[block]], reading)
@@ -85,7 +90,8 @@ def evaluate(
                 part.append(rows[is_scored])
             for collector in collectors[number]:
                 collector.add(ours, is_scored)
-        on_block(min(first + size, len(references.ids)), len(references.ids))
+            n_done += len(ours)
+            on_block(n_done, n_total)
     return [
         SystemScores(
             system.system,
@@ -96,6 +102,62 @@ def evaluate(
         )
         for number, system in enumerate(systems)
     ]
+
+
+def leave_one_out(
+    references: References,
+    metrics: Sequence[Metric | CorpusMetric],
+    system: Predictions | None = None,
+    on_block: OnBlock = lambda n_done, n_total: None,
+) -> SystemScores | None:
+    """What people score on questions with several references, or a system on the same footing.
+
+    Each reference of a question is left out in turn. Without a system it is taken for the answer
+    and compared with the rest: the ceiling that people set. With one, its answer is compared with
+    the rest: against all of them it would have one reference more than people, and so score higher
+    than an equal person. The statistics are averaged in the question, so that each question counts
+    once however many references it has. None where no question has two.
+    """
+    rows = [
+        row
+        for row, n in enumerate(references.n_texts)
+        if n > 1 and (system is None or system.items[row] is not None)
+    ]
+    if not rows:
+        return None
+    groups = [references.groups[row] for row in rows]
+    taken = [
+        (row, group, place)
+        for row, group in zip(rows, groups, strict=True)
+        for place in range(len(group))
+    ]
+    rest = [group[:place] + group[place + 1 :] for _, group, place in taken]
+    ids = tuple(str(number) for number in range(len(taken)))
+    others = References(
+        references.name,
+        ids,
+        ids,
+        tuple(group[0] for group in rest),
+        others=tuple(group[1:] for group in rest),
+    )
+    items = tuple(system.items[row] if system else group[place] for row, group, place in taken)
+    name = system.system if system else LEFT_OUT
+    additive = [metric for metric in metrics if isinstance(metric, Metric)]
+    (found,) = evaluate(others, [Predictions(name, items, {})], additive, on_block)
+    starts, sizes = starts_of(groups), np.array([len(group) for group in groups])
+    whole = [metric for metric in metrics if isinstance(metric, CorpusMetric)]
+    return SystemScores(
+        name,
+        np.array(rows),
+        {
+            name: np.add.reduceat(matrix, starts, axis=0) / sizes[:, None]
+            for name, matrix in found.matrices.items()
+        },
+        {metric.name: None for metric in whole},
+        found.why_unscored
+        | {m.name: f"the row `{CEILING}` holds it" for m in whole if m.is_computed},
+        is_left_out=True,
+    )
 
 
 def starts_of(groups: Sequence[Sequence[object]]) -> Ints:
@@ -149,7 +211,7 @@ def scores_of(
                 n_scored, reason = metric.n_scored(matrix), system.why_unscored[metric.name]
             else:
                 value, n_scored = system.whole[metric.name], len(system.rows)
-                reason = metric.unscored_reason
+                reason = system.why_unscored.get(metric.name, metric.unscored_reason)
             counts = (n_scored, len(references.ids))
             interval = intervals.get(metric.name, NO_INTERVAL)
             if isinstance(metric, CorpusMetric) and resampling.n_trials:
@@ -244,13 +306,18 @@ def _full_signature(
 ) -> Signature:
     """The metric's own signature, what it was applied to, and how its interval was drawn."""
     n_clusters = len({references.clusters[row] for row in system.rows.tolist()})
+    sizes = references.n_texts
+    if system.is_left_out:
+        sizes = [n - 1 for n in sizes if n > 1]
     fields: dict[str, object] = {
-        **n_references_field(references.n_texts),
+        **n_references_field(sizes),
         "n": len(system.rows),
         "refs": references.sha256[:12],
     }
     if n_clusters != len(system.rows):
         fields["clusters"] = n_clusters
+    if system.is_left_out:
+        fields["left_out"] = 1
     if isinstance(metric, Metric) and resampling.n_trials:
         is_drawn = resampling.kind == "percentile"
         drawn = {"bs": resampling.n_trials, "seed": resampling.seed}

@@ -1,10 +1,8 @@
-"""Reading predictions and references, and laying them side by side by question id.
+"""Predictions and references, laid side by side by question id.
 
-A file is JSONL, JSON, CSV, TSV, Parquet, plain text (one answer a line), a folder of Parquet, a
-folder that `datasets` saved, or a dataset built by `cbtqa build-dataset` (whose test split is
-read). Columns are found by their usual names or named by setting. Where neither side has ids, rows
-belong together by their order, and their numbers must agree. A file of predictions may bring its
-own references:
+Where neither side has ids, rows belong together by their order, and their numbers must agree. A
+question may have several references: lists in a file, several files, or PsyQA's human answers. A
+file of predictions may bring its own references:
 
     {"prompt": ..., "predict": ..., "label": ...}      LLaMA-Factory, generated_predictions.jsonl
     {"response": ..., "labels": ..., "messages": ...}  ms-swift, the result of `swift infer`
@@ -12,24 +10,19 @@ own references:
 
 from __future__ import annotations
 
-import codecs
 import hashlib
-import json
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any
 
-from cbtqa.dataset_folder import has_splits, source_rows
+from cbtqa.dataset_folder import has_splits
 from cbtqa.endings import Ending, ending_of, reason_text
 from cbtqa.errors import DataError, UsageError
-from cbtqa.files import open_text
 from cbtqa.metrics.grouping import (
     EACH_ROW,
-    QUESTION_IDS,
     SAME_REFERENCE,
     Grouping,
     clusters_by,
@@ -39,43 +32,33 @@ from cbtqa.metrics.grouping import (
     names_questions,
     question_column,
 )
+from cbtqa.metrics.rows import (
+    ID_NAMES,
+    TEXT_SUFFIXES,
+    Columns,
+    KeyedRow,
+    as_one_source,
+    cluster_of,
+    keyed_rows,
+    raw_rows,
+    text_column_of,
+)
 from cbtqa.metrics.text.texts import Item
-from cbtqa.paths import readable
-from cbtqa.psyqa import read_questions
-from cbtqa.records import STEP_NAMES, Rejection, Risk, reads_question_only
+from cbtqa.psyqa import ALIASES, read_questions
+from cbtqa.records import Rejection
 from cbtqa.text_faults import find_machine_text
 
-ID_NAMES = ("question_id", "id", "questionID")
 PREDICTION_NAMES = ("text", "prediction", "predict", "answer", "output", "response")
-REFERENCE_NAMES = ("answer", "reference", "text", "label", "labels", "output")
+ANSWERS = "answers"
+REFERENCE_NAMES = (
+    *("answer", "reference", "text", "label", "labels", "output"),
+    *("references", ANSWERS),
+)
 OWN_REFERENCE_NAMES = ("label", "labels", "reference")
 """Columns of a file of predictions that hold what they are to be scored against."""
-TEXT_SUFFIXES = (".txt", ".zh", ".hyp", ".ref", "")
-"""Names of plain text, one answer a line, as sacrebleu takes it."""
-_LIKE_AN_ID = re.compile(
-    r"(?:^|[\W_])(?:[a-z]?id|uuid|guid|idx|index|key|nr|no)$|编号$|序号$", re.IGNORECASE
-)
-_CAMEL_ID = re.compile(r"[a-z](?:ID|Id|Idx)$")
 SENTENCE_ENDS = "。！？!?….~～”’\"')）】》」』♡❤"
 """A text that ends in none of these, nor in an emoji, looks cut."""
 N_SHOWN = 5
-
-MAX_TEXT_CHARS = 50_000
-"""Comparing two texts takes the product of their lengths: 8 s for two of this length."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of columns; None lets the usual names decide."""
-
-    id: str | None = None
-    text: str | None = None
-    cluster: str | None = None
-    """Column that groups rows of one question; None: as the file's own columns tell."""
-    encoding: str = "utf-8"
-    """Of text files that are not UTF-8."""
-    prefix: str = "--"
-    """What the flags that name these columns start with."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +77,8 @@ class References:
     """Where the clusters come from."""
     others: tuple[tuple[Item, ...], ...] = ()
     """Further answers to each question; empty where the file holds one each."""
+    asked: tuple[str, ...] = ()
+    """Each row's question with its description; empty where no file names them."""
 
     @cached_property
     def groups(self) -> list[tuple[Item, ...]]:
@@ -142,35 +127,98 @@ def read_references(
 ) -> References:
     """The references of a file or dataset; a DataError for a missing column or a repeated id.
 
-    A file of questions with lists of answers, as PsyQA's, gives each question several references.
+    Where the column holds lists, each question has several references. Of a file of questions, as
+    PsyQA's, ids and cleaning are those of every other verb.
     """
     if (column := _answers_column(path, columns, names)) is not None:
         return _read_answer_lists(path, columns, column)
-    rows = list(_keyed_rows(path, columns, names, split))
+    rows = list(keyed_rows(path, columns, names, split, takes_lists=True))
     if not rows:
         raise DataError("holds no row", where=str(path))
-    text_column = _text_column(rows[0].values, columns, names, rows[0].where)
+    text_column = text_column_of(rows[0].values, columns, names, rows[0].where)
     clusters, grouping = _grouped(rows, columns, text_column)
+    settled = iter(as_one_source(item for row in rows for item in (row.item, *row.others)))
+    groups = [[next(settled) for _ in (row.item, *row.others)] for row in rows]
+    others = tuple(tuple(item for item in group[1:] if item) for group in groups)
     return References(
         name=path.name,
         ids=tuple(row.id for row in rows),
         clusters=clusters,
-        items=_as_one_source(row.item for row in rows),
+        items=tuple(group[0] for group in groups),
         text_column=text_column,
         has_ids=rows[0].has_id,
         grouping=grouping,
+        others=others if any(others) else (),
+        asked=tuple(row.asked for row in rows),
     )
 
 
+def joined_references(parts: Sequence[References]) -> References:
+    """Several files as several references to each question, in the order of the files.
+
+    Questions that a later file alone has come after the others.
+
+    Raises:
+        DataError: some have ids and some not, rows without ids differ in number, or a file shares
+            no id with the first.
+    """
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    for part in parts[1:]:
+        _refuse_unpaired(first, part)
+    items: dict[str, list[Item]] = {}
+    clusters, asked = dict[str, str](), dict[str, str]()
+    for part in parts:
+        theirs = part.asked or ("",) * len(part.ids)
+        rows = zip(part.ids, part.items, part.groups, part.clusters, theirs, strict=True)
+        for one, item, group, cluster, question in rows:
+            items.setdefault(one, []).extend(group if item else group[1:])
+            clusters.setdefault(one, cluster)
+            asked[one] = asked.get(one) or question
+    n_drawn = len(set(clusters.values()))
+    return replace(
+        first,
+        name=" + ".join(part.name for part in parts),
+        ids=tuple(items),
+        clusters=tuple(clusters.values()),
+        items=tuple(own[0] if own else None for own in items.values()),
+        grouping=first.grouping.model_copy(update={"n_drawn": n_drawn, "n_rows": len(items)}),
+        others=tuple(tuple(own[1:]) for own in items.values()),
+        asked=tuple(asked.values()),
+    )
+
+
+def _refuse_unpaired(first: References, part: References) -> None:
+    if part.has_ids != first.has_ids:
+        some, none = (part, first) if part.has_ids else (first, part)
+        raise DataError(
+            f"{some.name} has ids and {none.name} has none: rows cannot be paired",
+            hint="give all references ids, or none",
+        )
+    if not first.has_ids and len(part.ids) != len(first.ids):
+        raise DataError(
+            f"{first.name} has {len(first.ids):,} rows and {part.name} {len(part.ids):,}: "
+            "without ids they belong together by their order alone",
+            hint="give each row an id, or the same rows to all",
+        )
+    if not set(part.ids) & set(first.ids):
+        raise DataError(
+            f"no id of {first.name} occurs in {part.name}",
+            hint=f"{', '.join(first.ids[:N_SHOWN])}; {', '.join(part.ids[:N_SHOWN])}",
+        )
+
+
 def _answers_column(path: Path, columns: Columns, names: Sequence[str]) -> str | None:
-    """The column whose first row is a list of answers; None where there is one answer a row."""
+    """The column of a file of questions that holds lists of answers; None in any other file."""
     if has_splits(path) or path.is_dir() or path.suffix.lower() in TEXT_SUFFIXES:
         return None
-    _, row = next(_rows(path, "all", columns.encoding), ("", {}))
-    if columns.text is None and any(name in row for name in names):
+    _, row = next(raw_rows(path, "all", columns.encoding), ("", {}))
+    if columns.text is None and any(name in row for name in names if name != ANSWERS):
         return None
-    column = columns.text or "answers"
-    return column if isinstance(row.get(column), list) else None
+    column = columns.text or ANSWERS
+    is_of_questions = any(str(name).lower() in ALIASES["question"] for name in row)
+    return column if is_of_questions and isinstance(row.get(column), list) else None
 
 
 def _read_answer_lists(path: Path, columns: Columns, column: str) -> References:
@@ -178,9 +226,12 @@ def _read_answer_lists(path: Path, columns: Columns, column: str) -> References:
     named = {"answers": column} | ({} if columns.id is None else {"id": columns.id})
     rows = read_questions(path, encoding=columns.encoding, columns=named, with_answers=True)
     found: dict[str, list[Item]] = {}
+    asked: dict[str, str] = {}
     for row in rows:
         if not isinstance(row, Rejection):
-            own = found.setdefault(row.question.id, [])
+            question = row.question
+            asked.setdefault(question.id, f"{question.question}\n{question.description}".strip())
+            own = found.setdefault(question.id, [])
             own += [Item(answer.text, question_id=row.question.id) for answer in row.answers]
     if not any(found.values()):
         raise DataError(f"`{column}` holds no answer in any row", where=str(path))
@@ -193,11 +244,12 @@ def _read_answer_lists(path: Path, columns: Columns, column: str) -> References:
         text_column=column,
         grouping=Grouping(n_drawn=len(ids), n_rows=len(ids)),
         others=tuple(tuple(own[1:]) for own in found.values()),
+        asked=tuple(asked.values()),
     )
 
 
 def _grouped(
-    rows: Sequence[_KeyedRow], columns: Columns, text_column: str
+    rows: Sequence[KeyedRow], columns: Columns, text_column: str
 ) -> tuple[tuple[str, ...], Grouping]:
     """The question of each row, as the file tells or `--cluster-column` does."""
     values, ids = [row.values for row in rows], [row.id for row in rows]
@@ -205,7 +257,7 @@ def _grouped(
     by: str | None = None
     clusters = tuple(ids)
     if columns.cluster:
-        clusters = tuple(_cluster(row.values, columns.cluster, row.where) for row in rows)
+        clusters = tuple(cluster_of(row.values, columns.cluster, row.where) for row in rows)
         by = columns.cluster
     elif by := question_column(values, used):
         clusters = clusters_by(values, ids, by)
@@ -221,17 +273,21 @@ def _grouped(
 
 
 def brings_references(path: Path, encoding: str = "utf-8", column: str | None = None) -> bool:
-    """Whether the first row of a file of predictions holds its own reference as a text."""
+    """Whether the first row of a file of predictions holds its own references as texts."""
     if path.is_dir() or path.suffix.lower() in TEXT_SUFFIXES:
         return False
     try:
-        _, row = next(_rows(path, "all", encoding), ("", {}))
+        _, row = next(raw_rows(path, "all", encoding), ("", {}))
     except DataError:
         return False  # told when the predictions are read
     names = OWN_REFERENCE_NAMES if column is None else (column,)
     found = next((name for name in names if name in row), None)
     has_other = any(name in row for name in PREDICTION_NAMES if name != found)
-    return found is not None and has_other and isinstance(row[found], str | None)
+    if found is None or not has_other:
+        return False
+    value = row[found]
+    is_list = isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return is_list or isinstance(value, str | None)
 
 
 def read_own_references(paths: Sequence[Path], columns: Columns) -> References:
@@ -277,10 +333,10 @@ def read_predictions(
     told: dict[str, Mapping[str, Any]] = {}
     systems: Counter[str] = Counter()
     n_cut, n_machine, text_column = 0, 0, ""
-    for read in _keyed_rows(path, columns, text_names, split or "all"):
+    for read in keyed_rows(path, columns, text_names, split or "all"):
         if read.has_id != references.has_ids:
             raise _one_sided(path, references, read)
-        text_column = text_column or _text_column(read.values, columns, text_names, read.where)
+        text_column = text_column or text_column_of(read.values, columns, text_names, read.where)
         found[read.id] = read.item
         not_these = (text_column, read.id_column, columns.cluster)
         told[read.id] = {
@@ -294,7 +350,7 @@ def read_predictions(
     _check_pairing(path, references, found)
     known = set(references.ids)
     n_extra = sum(question_id not in known for question_id in found)
-    found = dict(zip(found, _as_one_source(found.values()), strict=True))
+    found = dict(zip(found, as_one_source(found.values()), strict=True))
     items = tuple(found.get(question_id) for question_id in references.ids)
     counts = {
         "n_rows": len(found),
@@ -347,7 +403,7 @@ def _check_pairing(path: Path, references: References, found: Mapping[str, objec
         )
 
 
-def _one_sided(path: Path, references: References, read: _KeyedRow) -> DataError:
+def _one_sided(path: Path, references: References, read: KeyedRow) -> DataError:
     columns = ", ".join(map(str, read.values))
     if read.has_id:
         return DataError(
@@ -391,210 +447,3 @@ def _finish_reason(row: Mapping[str, Any]) -> str | None:
     made = row.get("provenance")
     reason = made.get("finish_reason") if isinstance(made, dict) else row.get("finish_reason")
     return None if isinstance(reason, float) else reason_text(reason)  # pandas' NaN: no reason
-
-
-def _rows(path: Path, split: str, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    is_named = encoding.lower().replace("_", "-") not in ("utf-8", "utf8")
-    if path.is_dir() and not has_splits(path) and list(path.rglob("*.arrow")):
-        for shard in sorted(path.rglob("*.arrow")):
-            yield from _read_arrow(shard)
-        return
-    encoding = "utf-8" if is_named and _is_utf8(path) else encoding
-    if path.suffix.lower() in TEXT_SUFFIXES and (path.suffix or path.is_file()):
-        with open_text(path, encoding) as stream:
-            for number, line in enumerate(stream, 1):
-                if number == 1 and line.startswith("{") and line.rstrip().endswith("}"):
-                    hint = "rename it to end in .jsonl"
-                    raise DataError("looks like JSON Lines, not text", where=str(path), hint=hint)
-                yield f"{path}:{number}", {"text": line.rstrip("\r\n")}
-    else:
-        yield from source_rows(path, split, encoding)
-
-
-def _is_utf8(path: Path) -> bool:
-    """Whether a text file can be read as UTF-8."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    try:
-        with readable(path), path.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                decoder.decode(block)
-            decoder.decode(b"", final=True)
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _read_arrow(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of one file that `datasets.save_to_disk` wrote."""
-    import pyarrow as pa
-
-    try:
-        with pa.ipc.open_stream(path) as reader:
-            rows = (row for batch in reader for row in batch.to_pylist())
-            for number, row in enumerate(rows, 1):
-                yield f"{path}:row {number}", row
-    except pa.ArrowInvalid as error:
-        raise DataError(f"not an Arrow stream: {error}", where=str(path)) from None
-
-
-class _KeyedRow(NamedTuple):
-    """One row of predictions or references."""
-
-    where: str
-    id: str
-    """Its id, or its number where the file has none."""
-    has_id: bool
-    item: Item | None
-    """None when there is no answer."""
-    values: dict[str, Any]
-    id_column: str | None = None
-
-
-def _keyed_rows(
-    path: Path, columns: Columns, text_names: Sequence[str], split: str
-) -> Iterator[_KeyedRow]:
-    """The rows of a file, in order."""
-    seen: dict[str, str] = {}
-    text_name, id_name = "", None
-    for number, (where, row) in enumerate(_rows(path, split, columns.encoding), 1):
-        if not text_name:
-            text_name = _text_column(row, columns, text_names, where)
-            id_name = _id_column(row, columns, text_name, where)
-            if columns.id is None and id_name in QUESTION_IDS and "id" in row:
-                # several rows to a question: `question_id` groups them, `id` names them
-                asked = [str(one.get(id_name)) for _, one in _rows(path, split, columns.encoding)]
-                id_name = id_name if len(set(asked)) == len(asked) else "id"
-        value, text = number if id_name is None else row.get(id_name), row.get(text_name)
-        place = where if id_name is None else f"{where}:{id_name}"
-        if value is None or not str(value).strip():
-            raise DataError("the id is missing", where=place)
-        if text is not None and not isinstance(text, str):
-            raise DataError(
-                f"expected text, found {type(text).__name__}", where=f"{where}:{text_name}"
-            )
-        if text is not None and len(text) > MAX_TEXT_CHARS:
-            raise DataError(
-                f"{len(text):,} characters, at most {MAX_TEXT_CHARS:,} are scored",
-                where=f"{where}:{text_name}",
-                hint="is a whole file in one cell?",
-            )
-        question_id = str(value)
-        if question_id in seen:
-            raise DataError(
-                f"the id {question_id} was already at {seen[question_id]}",
-                where=place,
-                hint="keep one row per id; for several answers to a question give each row an id "
-                "of its own and name the question with --cluster-column",
-            )
-        seen[question_id] = where
-        item = None if text is None else _item(text, question_id, row, where)
-        yield _KeyedRow(where, question_id, id_name is not None, item, row, id_name)
-
-
-def _id_column(row: Mapping[str, Any], columns: Columns, text_name: str, where: str) -> str | None:
-    """The column with the ids; None for rows that have none and pair by their order."""
-    flag = f"{columns.prefix}id-column"
-    if columns.id is None and not any(name in row for name in ID_NAMES):
-        # an id under another name must not be passed over: rows in another order would be paired
-        alike = [
-            name
-            for name in map(str, row)
-            if name != text_name and (_LIKE_AN_ID.search(name) or _CAMEL_ID.search(name))
-        ]
-        if not alike:
-            return None
-        raise DataError(
-            f"no column with an id (none of {list(ID_NAMES)}), but {', '.join(alike)} may be one",
-            where=where,
-            hint=f"columns found: {', '.join(map(str, row))}; name the right one with {flag}",
-        )
-    return _column(row, columns.id, ID_NAMES, "an id", flag, where)
-
-
-def _text_column(row: Mapping[str, Any], columns: Columns, names: Sequence[str], where: str) -> str:
-    flag = "--prediction-column" if columns.prefix == "--" else f"{columns.prefix}column"
-    return _column(row, columns.text, names, "the text", flag, where)
-
-
-def _column(
-    row: Mapping[str, Any],
-    wanted: str | None,
-    usual: Sequence[str],
-    what: str,
-    flag: str,
-    where: str,
-) -> str:
-    for name in [wanted] if wanted else usual:
-        if name in row:
-            return name
-    raise DataError(
-        f"no column '{wanted}'" if wanted else f"no column with {what} (none of {list(usual)})",
-        where=where,
-        hint=f"columns found: {', '.join(map(str, row))}; name the right one with {flag}",
-    )
-
-
-def _cluster(row: Mapping[str, Any], name: str, where: str) -> str:
-    if row.get(name) is None:
-        raise DataError("the cluster is missing", where=f"{where}:{name}")
-    return str(row[name])
-
-
-def _item(text: str, question_id: str, row: Mapping[str, Any], where: str) -> Item:
-    risk = row.get("risk")
-    labels = _labels(row.get("distortions"), f"{where}:distortions")
-    return Item(
-        text=text,
-        has_steps=_has_steps(row),
-        labels=None if labels is None else frozenset(label for label, _ in labels),
-        is_labelled_by_question=bool(labels)
-        and all(reads_question_only(labeller) for _, labeller in labels or ()),
-        risk=risk if risk in get_args(Risk) else None,
-        question_id=question_id,
-    )
-
-
-def _has_steps(row: Mapping[str, Any]) -> bool | None:
-    steps = row["steps"] if isinstance(row.get("steps"), dict) else row
-    held = [bool(str(steps.get(name) or "").strip()) for name in STEP_NAMES]
-    return all(held) if any(held) else None
-
-
-def _as_one_source(rows: Iterable[Item | None]) -> tuple[Item | None, ...]:
-    """The rows of one file, where an empty cell means what the other rows make of it.
-
-    In a file with steps, an answer without any lacks them. A list of labels that is empty in every
-    row is no labelling. A row without labels was labelled by whatever labelled the others.
-    """
-    rows = tuple(rows)
-    items = [item for item in rows if item is not None]
-    has_steps = any(item.has_steps is not None for item in items)
-    labelled = [item for item in items if item.labels]
-    is_by_question = bool(labelled) and all(item.is_labelled_by_question for item in labelled)
-
-    def settled(item: Item) -> Item:
-        return replace(
-            item,
-            has_steps=bool(item.has_steps) if has_steps else None,
-            labels=item.labels if labelled else None,
-            is_labelled_by_question=item.is_labelled_by_question if item.labels else is_by_question,
-        )
-
-    return tuple(None if item is None else settled(item) for item in rows)
-
-
-def _labels(value: object, where: str) -> list[tuple[str, str]] | None:
-    """Distortion ids with their labellers, "" where only the id is given; None without a column."""
-    if isinstance(value, str):  # a list in a CSV cell
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
-            raise DataError("expected a JSON list of distortions", where=where) from None
-    if value is None:
-        return None
-    if not isinstance(value, list):
-        raise DataError(f"expected a list, found {type(value).__name__}", where=where)
-    labels = [label if isinstance(label, dict) else {"id": label} for label in value]
-    if not all(isinstance(label.get("id"), str) for label in labels):
-        raise DataError("expected distortion ids", where=where)
-    return [(label["id"], str(label.get("labeller") or "")) for label in labels]

@@ -49,22 +49,41 @@ METRICS: dict[str, Factory] = {
     "self_bleu": SelfBleu,
     "opening_repetition": OpeningRepetition,
 }
-PAPER: dict[str, Factory] = {
+PAPER_SCALE: dict[str, Factory] = {
     "bleu_jieba": partial(Bleu, "jieba", is_percent=False),
-    "meteor_jieba": partial(Meteor, "jieba"),
+    "chrf2": partial(Chrf, is_percent=False),
 }
 """The paper's scale is 0-1; its segmentation is not known, words are the likelier reading."""
+ALIASES = {"chrf": "chrf2"}
+"""As the field and the paper write them."""
+
+
+def neural_metrics(settings: NeuralSettings | None = None) -> dict[str, Callable[[], NeuralMetric]]:
+    """Factories by name; nothing is loaded before the first score."""
+    bertscore, bleurt = BertScorer(settings), BleurtScorer(settings)
+    made: list[Callable[[], NeuralMetric]] = [
+        partial(BertScore, bertscore),
+        partial(BertScore, bertscore, "p"),
+        partial(BertScore, bertscore, "r"),
+        partial(BertScore, bertscore, is_rescaled=True),
+        partial(BertScore, bertscore, is_windowed=True),
+        partial(Bleurt, bleurt),
+        partial(Bleurt, bleurt, is_windowed=True),
+    ]
+    return {make().name: make for make in made}
+
+
 PRESETS: dict[str, tuple[str, ...]] = {
     "default": (
-        *("bleu_zh", "chrf2", "meteor_jieba", "rouge_l_jieba", "rouge_l_char"),
+        *("bleu_zh", "bleu_jieba", "chrf2", "meteor_jieba", "rouge_l_jieba", "rouge_l_char"),
         *("cbt_record", "cbt_steps", "cbt_complete", "distortion_micro_f1", "help_route"),
         *("length", "length_ratio", "distinct_1", "distinct_2", "self_bleu", "opening_repetition"),
     ),
     "lexical": ("bleu_zh", "bleu_jieba", "chrf2", "meteor_jieba"),
-    "paper": tuple(PAPER),
-    "all": tuple(METRICS),
+    "paper": ("bleu_jieba", "meteor_jieba", "chrf2", "bleurt", "bertscore"),
+    "all": (*METRICS, *neural_metrics()),
 }
-"""No preset holds the neural metrics: they want weights, and a GPU for more than a few pairs."""
+"""Neural metrics of `paper` and `all` are scored where their libraries and weights are there."""
 
 
 def known_metrics(neural: NeuralSettings | None = None) -> dict[str, Factory]:
@@ -83,11 +102,11 @@ def metrics_named(words: str, neural: NeuralSettings | None = None) -> list[AnyM
     """Metrics of a comma-separated list of names and presets, or a UsageError."""
     chosen: dict[str, Factory] = {}
     known = known_metrics(neural)
-    for word in (part.strip() for part in words.split(",")):
-        if word == "paper":
-            chosen.update(PAPER)
-        elif word in PRESETS:
-            chosen.update({name: METRICS[name] for name in PRESETS[word]})
+    named = [ALIASES.get(word, word) for word in (part.strip() for part in words.split(","))]
+    for word in named:
+        if word in PRESETS:
+            scale = PAPER_SCALE if word == "paper" else {}
+            chosen.update({name: scale.get(name, known[name]) for name in PRESETS[word]})
         elif word in known:
             chosen[word] = known[word]
         elif word.lower() in refused_conventions():
@@ -97,27 +116,16 @@ def metrics_named(words: str, neural: NeuralSettings | None = None) -> list[AnyM
                 f"no metric '{word}'",
                 hint=f"presets: {', '.join(PRESETS)}; metrics: {', '.join(known)}",
             )
-    return [make() for make in chosen.values()]
+    metrics = [make() for make in chosen.values()]
+    for one in metrics:
+        if isinstance(one, NeuralMetric):
+            one.is_optional = one.name not in named
+    return metrics
 
 
 def additive_metric(name: str, unit: str) -> Metric | None:
     """The metric behind a stored score, on its scale, or a UsageError; None when not additive."""
-    for factories in (known_metrics(), PAPER):
+    for factories in (known_metrics(), PAPER_SCALE):
         if name in factories and (metric := factories[name]()).unit == unit:
             return metric if isinstance(metric, Metric) else None
     raise UsageError(f"the stored metric '{name}' ({unit}) is not known to this version")
-
-
-def neural_metrics(settings: NeuralSettings | None = None) -> dict[str, Callable[[], NeuralMetric]]:
-    """Factories by name; nothing is loaded before the first score."""
-    bertscore, bleurt = BertScorer(settings), BleurtScorer(settings)
-    made: list[Callable[[], NeuralMetric]] = [
-        partial(BertScore, bertscore),
-        partial(BertScore, bertscore, "p"),
-        partial(BertScore, bertscore, "r"),
-        partial(BertScore, bertscore, is_rescaled=True),
-        partial(BertScore, bertscore, is_windowed=True),
-        partial(Bleurt, bleurt),
-        partial(Bleurt, bleurt, is_windowed=True),
-    ]
-    return {make().name: make for make in made}

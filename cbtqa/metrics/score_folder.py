@@ -2,14 +2,15 @@
 
 scores.json     every score with unit, interval, counts and signature
 pairs.parquet   every pair of every system: texts, scores, additive statistics
+scores.html     a page: intervals drawn, the worst, best and most different answers
 scores.md, scores.tex, scores.csv, manifest.json (written last)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,19 +36,29 @@ from cbtqa.manifest import (
 )
 from cbtqa.metrics.base import Metric
 from cbtqa.metrics.evaluation import SystemScores, both_answered
+from cbtqa.metrics.page import score_page
 from cbtqa.metrics.pairs import Predictions, References
-from cbtqa.metrics.registry import known_metrics
 from cbtqa.metrics.scoring import Scored, ScoreReport, ScoreSettings
+from cbtqa.metrics.tables import (
+    beside_paper,
+    beside_people,
+    missing_scores,
+    not_asked_for,
+    score_table,
+)
 from cbtqa.metrics.text.texts import Item
-from cbtqa.papers import paper_table, source_of
-from cbtqa.records import MetricScore
-from cbtqa.report.table import Cell, Column, Estimate, Table
-from cbtqa.report.words import digits
 from cbtqa.settings import Resolved
 
-SCORES_NAME, PAIRS_NAME = "scores.json", "pairs.parquet"
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SCORES_NAME, PAIRS_NAME, PAGE_NAME = "scores.json", "pairs.parquet", "scores.html"
+FILES = (SCORES_NAME, PAIRS_NAME, PAGE_NAME, "scores.md", "scores.tex", "scores.csv")
 STATISTICS = ".statistics"
 """Suffix of the columns with additive statistics."""
+OTHER_REFERENCES, ASKED = "other_references", "asked"
+"""Columns with the further references, and with the question's own words; folders of earlier
+versions have neither."""
 
 
 def refuse_existing(folder: Path, marker: str = MANIFEST_NAME) -> None:
@@ -69,7 +80,8 @@ def write_folder(
     write_text(folder / "scores.md", _page(scored, table.markdown()))
     write_text(folder / "scores.tex", table.latex())
     write_text(folder / "scores.csv", table.csv())
-    named = [path for path in (*resolved.values.predictions, resolved.values.ref) if path]
+    write_text(folder / PAGE_NAME, score_page(scored, resolved.values.lang))
+    named = (*resolved.values.predictions, *resolved.values.ref)
     inputs = [file for path in named for file in _files_of(path)]
     write_manifest(
         folder,
@@ -79,10 +91,7 @@ def write_folder(
             settings=describe_settings(resolved),
             inputs=tuple(map(describe_file, inputs)),
             counts={one.system: one.model_dump() for one in scored.report.systems},
-            files=tuple(
-                describe_file(folder / name, folder)
-                for name in (SCORES_NAME, PAIRS_NAME, "scores.md", "scores.tex", "scores.csv")
-            ),
+            files=tuple(describe_file(folder / name, folder) for name in FILES),
             started_at=started,
             finished_at=now(),
         ),
@@ -105,7 +114,18 @@ def _page(scored: Scored, table: str) -> str:
         f"# Scores against {report.references}\n",
         table,
         "Values with 95 % intervals.\n",
-        *(f"- {line}.\n" for line in (*missing_scores(report.scores), *report.notes)),
+        *(
+            f"## {one.title_in()}\n\n{one.markdown()}"
+            for one in beside_people(report.beside_people)
+        ),
+        *(
+            f"- {line}.\n"
+            for line in (
+                *missing_scores(report.scores),
+                *not_asked_for(report.scores),
+                *report.notes,
+            )
+        ),
         *(f"- Warning: {warning}\n" for warning in report.warnings),
         f"## {paper.title}\n",
         paper.markdown(),
@@ -126,6 +146,8 @@ def _write_pairs(path: Path, scored: Scored) -> None:
     schema = pa.schema(
         [
             *((name, pa.string()) for name in names),
+            (OTHER_REFERENCES, pa.list_(pa.string())),
+            (ASKED, pa.string()),
             *((metric.name, pa.float64()) for metric in additive),
             *((metric.name + STATISTICS, pa.list_(pa.float64())) for metric in additive),
         ]
@@ -150,6 +172,8 @@ def _pair_rows(
             "question": references.clusters[row],
             "prediction": ours and ours.text,
             "reference": theirs and theirs.text,
+            OTHER_REFERENCES: [item.text for item in references.groups[row][1:]],
+            ASKED: references.asked[row] if references.asked else "",
         }
         index = place.get(row)
         if index is not None:
@@ -182,6 +206,8 @@ class StoredScores:
         table = parquet_table(path)
         names = [name for name in table.column_names if name.endswith(STATISTICS)]
         expect_columns(path, dict.fromkeys(names, ("list<element: double>",)))
+        further = {OTHER_REFERENCES: ("list<element: string>",), ASKED: ("string",)}
+        expect_columns(path, further)
         if missing := set(texts) - set(table.column_names):
             raise DataError(f"no column {', '.join(sorted(missing))}", where=str(path))
         for system in dict.fromkeys(table["system"].to_pylist()):
@@ -193,6 +219,8 @@ class StoredScores:
                     tuple(part["question"].to_pylist()),
                     tuple(_item(text) for text in part["reference"].to_pylist()),
                     grouping=self.report.grouping,
+                    others=_others(part),
+                    asked=tuple(part[ASKED].to_pylist()) if ASKED in part.column_names else (),
                 )
             items = tuple(_item(text) for text in part["prediction"].to_pylist())
             self.predictions.append(Predictions(system, items, {}))
@@ -205,104 +233,13 @@ class StoredScores:
             self.evaluated.append(SystemScores(system, rows, matrices, {}, {}))
 
 
+def _others(pairs: pa.Table) -> tuple[tuple[Item, ...], ...]:
+    """The further references of each row; nothing where no row has any."""
+    if OTHER_REFERENCES not in pairs.column_names:
+        return ()
+    found = tuple(tuple(map(Item, texts)) for texts in pairs[OTHER_REFERENCES].to_pylist())
+    return found if any(found) else ()
+
+
 def _item(text: str | None) -> Item | None:
     return None if text is None else Item(text)
-
-
-_DECIMALS = {"0-100": 2, "0-1": 4, "characters": 1, "ratio": 3}
-
-
-def decimals(unit: str) -> int:
-    """Decimals that a value of this unit is written with."""
-    return _DECIMALS.get(unit, 3)
-
-
-def estimate_of(score: MetricScore) -> Estimate:
-    """The score with its interval, and how many were scored when not all were."""
-    is_part = score.value is not None and score.n_scored < score.n_total
-    return Estimate(
-        *(score.value, score.low, score.high),
-        note=f"({score.n_scored}/{score.n_total})" if is_part else "",
-        show=digits(decimals(score.unit)),
-    )
-
-
-def label_of(metric: str) -> str:
-    """The head of a metric's column."""
-    known = known_metrics()
-    return known[metric]().label if metric in known else metric
-
-
-class Missing(NamedTuple):
-    """A figure that is not there."""
-
-    what: str
-    """Such as `no interval`."""
-    metric: str
-    whose: str
-    """The system, or both systems."""
-    reason: str
-
-
-def explained(missing: Iterable[Missing]) -> list[str]:
-    """One line for every reason: what is missing, of which metrics and systems."""
-    by_reason: dict[tuple[str, str], dict[str, list[str]]] = {}
-    for one in missing:
-        systems = by_reason.setdefault((one.what, one.reason), {})
-        systems.setdefault(label_of(one.metric), []).append(one.whose)
-    lines = []
-    for (what, reason), systems in by_reason.items():
-        metrics: dict[str, list[str]] = {}
-        for label, names in systems.items():
-            metrics.setdefault(", ".join(names), []).append(label)
-        parts = "; ".join(f"{', '.join(labels)} of {names}" for names, labels in metrics.items())
-        lines.append(f"{what}: {parts} ({reason})")
-    return lines
-
-
-def missing_scores(scores: Sequence[MetricScore]) -> list[str]:
-    """Why scores or their intervals are a dash."""
-    reasons = [("not scored", one, one.unscored_reason) for one in scores]
-    reasons += [("no interval", one, one.interval_reason) for one in scores]
-    return explained(
-        Missing(what, one.metric, one.system, reason) for what, one, reason in reasons if reason
-    )
-
-
-def score_table(scores: Sequence[MetricScore]) -> Table:
-    """One row a metric, one column a system: many metrics, few systems."""
-    systems = list(dict.fromkeys(score.system for score in scores))
-    by_key = {(score.metric, score.system): score for score in scores}
-    rows: list[list[Cell]] = []
-    for metric in dict.fromkeys(score.metric for score in scores):
-        unit = by_key[metric, systems[0]].unit
-        cells = (estimate_of(by_key[metric, system]) for system in systems)
-        rows.append([f"{label_of(metric)} ({unit})", *cells])
-    return Table(["metric", *systems], rows)
-
-
-def beside_paper(scores: Sequence[MetricScore], left_out: Sequence[str] = ()) -> Table:
-    """The paper's rows, then ours brought to its scale where we have the metric.
-
-    Args:
-        left_out: systems that have no place beside the paper's, such as the anchors.
-    """
-    table = paper_table("cbt-llm", "scores")
-    rows: list[list[Cell]] = [
-        [f"{system}, reported", *(table.value(system, column) for column in table.columns)]
-        for system in table.rows
-        if table.known(system)
-    ]
-    for system in dict.fromkeys(score.system for score in scores):
-        mine = {score.metric: score for score in scores if score.system == system}
-        values = [_unit_scale(mine.get(column)) for column in table.columns]
-        if system not in left_out and any(value is not None for value in values):
-            rows.append([system, *values])
-    heads = [Column(f"{name} (0-1)", digits(4)) for name in table.columns.values()]
-    return Table(["system", *heads], rows, f"Beside {source_of('cbt-llm', 'scores')}")
-
-
-def _unit_scale(score: MetricScore | None) -> float | None:
-    if score is None or score.value is None:
-        return None
-    return score.value / 100 if score.unit == "0-100" else score.value

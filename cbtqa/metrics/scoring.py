@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cbtqa.dataset_folder import DatasetFolder, has_splits, is_dataset_folder
 from cbtqa.errors import UsageError
 from cbtqa.metrics.base import Metric
 from cbtqa.metrics.evaluation import (
+    LEFT_OUT,
     IntervalKind,
     OnBlock,
     Resampling,
     SystemScores,
     anchors,
     evaluate,
+    leave_one_out,
     scores_of,
 )
 from cbtqa.metrics.grouping import Grouping
+from cbtqa.metrics.neural.metric import Absent, NeuralMetric
 from cbtqa.metrics.neural.weights import NeuralSettings
 from cbtqa.metrics.pairs import (
-    Columns,
     Predictions,
     References,
     brings_references,
+    joined_references,
     read_own_references,
     read_predictions,
     read_references,
 )
 from cbtqa.metrics.peers import PeerCheck, check_by_peers
 from cbtqa.metrics.registry import AnyMetric, metrics_named
+from cbtqa.metrics.rows import Columns
 from cbtqa.metrics.structure import (
     StepsInOrder,
     measure,
@@ -42,7 +46,9 @@ from cbtqa.metrics.structure import (
     train_step_model,
 )
 from cbtqa.metrics.text.texts import Item
+from cbtqa.psyqa import bundled_sample_path
 from cbtqa.records import MetricScore, Record, Tabular
+from cbtqa.report.page import Lang
 from cbtqa.statistics.resampling import (
     BOOTSTRAP_TRIALS,
     DEFAULT_SEED,
@@ -57,10 +63,10 @@ class ScoreSettings(NeuralSettings):
 
     predictions: tuple[Path, ...] = ()
     """Files with predictions, or built datasets where --ref is one. Plain text has one a line."""
-    ref: Path | None = None
+    ref: tuple[Path, ...] = ()
     """References: a built dataset, any file with answers, or questions with several human answers
-    each, as PsyQA's file. Not needed where every file of
-    predictions brings its own, as those of LLaMA-Factory and ms-swift do."""
+    each, as PsyQA's file; repeated: several references to each question. Not needed where every
+    file of predictions brings its own, as those of LLaMA-Factory and ms-swift do."""
     split: str = "test"
     """Splits of a built dataset, comma-separated, or all."""
     metrics: str = "default"
@@ -90,8 +96,15 @@ class ScoreSettings(NeuralSettings):
     step_classifier: str = "shipped"
     """What finds CBT steps in text: shipped (fitted on invented answers of many styles), or a built
     dataset whose train split teaches a classifier of its own."""
+    lang: Lang = "zh"
+    """Main language of the page."""
     out: Path | None = None
-    """Folder for scores.json and tables."""
+    """Folder for scores.json, tables and a page."""
+
+    @field_validator("ref", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str | Path) else value or ()
 
     @property
     def resampling(self) -> Resampling:
@@ -134,6 +147,9 @@ class ScoreReport(Record):
     grouping: Grouping = Grouping()
     """What intervals and tests draw."""
     scores: tuple[MetricScore, ...]
+    beside_people: tuple[MetricScore, ...] = ()
+    """Where questions have several references: people and systems on the same footing, against all
+    references but one, each left out in turn."""
     systems: tuple[SystemCounts, ...]
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
@@ -173,10 +189,9 @@ def score(
         UsageError: nothing to score, an unknown or refused metric, two systems of one name.
         DataError: a file that is not what it should be.
     """
-    metrics = metrics_named(settings.metrics, NeuralSettings.part_of(settings))
+    metrics = _metrics(settings)
     notes = _teach_steps(metrics, settings)
     references = _references(settings)
-    notes += _about_several(references)
     if not references.has_ids:
         notes.append("paired by row: neither side has ids")
     systems = _read_systems(settings, references)
@@ -185,36 +200,68 @@ def score(
         notes.append(references.grouping.line)
     everything = systems + (anchors(references, settings.seed) if settings.anchors else [])
     evaluated = evaluate(references, everything, metrics, on_block)
+    people = leave_one_out(references, metrics, None, on_block) if settings.anchors else None
+    beside = [leave_one_out(references, metrics, one, on_block) for one in systems if people]
+    notes += _about_several(references, people)
     n = len(systems)  # the anchors follow
     checks = check_by_peers(references, systems, evaluated[:n], metrics) if is_checked else []
+    shown = [*evaluated, people] if people else evaluated
     report = ScoreReport(
         references=references.name,
         n_references=len(references.ids),
         n_references_missing=sum(item is None for item in references.items),
         references_sha256=references.sha256,
         grouping=references.grouping,
-        scores=tuple(scores_of(evaluated, metrics, references, settings.resampling)),
-        systems=tuple(
-            SystemCounts(system=one.system, is_anchor=not one.counts, **one.counts)
-            for one in everything
+        scores=tuple(scores_of(shown, metrics, references, settings.resampling)),
+        beside_people=tuple(
+            scores_of(
+                [found for found in (*beside, people) if found],
+                [metric for metric in metrics if isinstance(metric, Metric)],
+                references,
+                settings.resampling,
+            )
         ),
+        systems=tuple(_counts_of(everything, people)),
         warnings=(
             *_warnings(references, systems),
             *references.grouping.warnings,
             *_warnings_of_intervals(settings, references),
-            *(
-                f"{one.system}: {note}"
-                for one in evaluated
-                for metric in metrics
-                if isinstance(metric, Metric)
-                for note in metric.notes(one.matrices[metric.name])
-            ),
+            *_notes_of_metrics(evaluated, metrics),
             *(check.warning for check in checks if check.warning),
         ),
         notes=(*notes, *(check.line for check in checks)),
         checks=tuple(checks),
     )
     return Scored(report, references, everything, evaluated, metrics)
+
+
+def _metrics(settings: ScoreSettings) -> list[AnyMetric]:
+    """Those named; of a preset's neural ones that cannot run here only the place and the reason."""
+    metrics: list[AnyMetric] = []
+    for one in metrics_named(settings.metrics, NeuralSettings.part_of(settings)):
+        optional = one if isinstance(one, NeuralMetric) and one.is_optional else None
+        reason = optional.why_absent() if optional else None
+        metrics.append(Absent(optional, reason) if optional and reason else one)
+    return metrics
+
+
+def _counts_of(
+    systems: Sequence[Predictions], people: SystemScores | None
+) -> Iterator[SystemCounts]:
+    for one in systems:
+        yield SystemCounts(system=one.system, is_anchor=not one.counts, **one.counts)
+    if people:
+        yield SystemCounts(system=people.system, is_anchor=True)
+
+
+def _notes_of_metrics(
+    evaluated: Sequence[SystemScores], metrics: Sequence[AnyMetric]
+) -> Iterator[str]:
+    for one in evaluated:
+        for metric in metrics:
+            if isinstance(metric, Metric):
+                for note in metric.notes(one.matrices[metric.name]):
+                    yield f"{one.system}: {note}"
 
 
 def _grouped_by(systems: Sequence[Predictions], references: References) -> References:
@@ -230,26 +277,39 @@ def _grouped_by(systems: Sequence[Predictions], references: References) -> Refer
 
 def _references(settings: ScoreSettings) -> References:
     named = (settings.ref_column, settings.cluster_column, settings.encoding)
-    if settings.ref is not None and settings.predictions:
+    if settings.ref and settings.predictions:
         columns = Columns(settings.ref_id_column, *named, prefix="--ref-")
-        return read_references(settings.ref, columns, settings.split)
+        places = [path.resolve() for path in settings.ref]
+        if len(set(places)) < len(places):
+            raise UsageError("one file is given to --ref twice", hint="give each file once")
+        return joined_references(
+            [read_references(path, columns, settings.split) for path in settings.ref]
+        )
     if not bring_references(settings.predictions, settings.encoding, settings.ref_column):
         raise UsageError(
             "nothing to score" if settings.ref else "no references",
-            hint="cbtqa score predictions.jsonl --ref cbtqa-dataset",
+            hint="cbtqa score predictions.jsonl --ref cbtqa-dataset; invented questions with "
+            f"answers, to try it: --ref {bundled_sample_path()}",
         )
     return read_own_references(settings.predictions, Columns(settings.id_column, *named))
 
 
-def _about_several(references: References) -> list[str]:
-    """How many answers the questions have, where any has several."""
+def _about_several(references: References, people: SystemScores | None) -> list[str]:
+    """How many answers the questions have, where any has several, and what people score."""
     n = [count for count in references.n_texts if count]
     if not references.others:
         return []
-    return [
+    lines = [
         f"{len(n):,} questions with {sum(n):,} reference answers, {min(n)} to {max(n)} each: BLEU "
         "by counts over all of them, every other metric by the best"
     ]
+    if people:
+        lines.append(
+            f"`{LEFT_OUT}`: in the {len(people.rows):,} questions with two references or more, "
+            "each of them against the others, averaged: what one more author of references scores. "
+            "Systems have one reference more there; beside people, each is left out for all alike"
+        )
+    return lines
 
 
 def bring_references(
@@ -266,14 +326,14 @@ def _teach_steps(metrics: Sequence[AnyMetric], settings: ScoreSettings) -> list[
     mine = [metric for metric in metrics if isinstance(metric, StepsInOrder)]
     if not mine:
         return []
-    notes, wanted, ref = [], settings.step_classifier, settings.ref
+    notes, wanted = [], settings.step_classifier
     if wanted != "shipped":
         learnt = train_step_model(read_steps(DatasetFolder.open(Path(wanted)), "train"))
         for metric in mine:
             metric.model = learnt
         notes.append(f"CBT steps by a classifier learnt from {wanted}")
-    is_built = ref is not None and is_dataset_folder(ref)
-    known = list(read_steps(DatasetFolder.open(ref), "all")) if ref and is_built else []
+    built = [DatasetFolder.open(path) for path in settings.ref if is_dataset_folder(path)]
+    known = [answer for folder in built for answer in read_steps(folder, "all")]
     if len(known) >= FEW_ITEMS:
         right = measure(mine[0].model, known)
         notes.append(
@@ -286,11 +346,10 @@ def _teach_steps(metrics: Sequence[AnyMetric], settings: ScoreSettings) -> list[
 
 def _read_systems(settings: ScoreSettings, references: References) -> list[Predictions]:
     columns = Columns(settings.id_column, settings.prediction_column, None, settings.encoding)
-    ref = settings.ref
-    split = settings.split if ref is not None and has_splits(ref) else None
+    split = settings.split if any(map(has_splits, settings.ref)) else None
     systems: list[Predictions] = []
     for path in settings.predictions:
-        if ref is not None and path.exists() and path.samefile(ref):
+        if any(path.exists() and ref.exists() and path.samefile(ref) for ref in settings.ref):
             raise UsageError(
                 f"{path} is given as predictions and as references",
                 hint="the row `references` already shows what they score against themselves",

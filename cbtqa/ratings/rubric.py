@@ -88,7 +88,7 @@ class Criterion(Record):
     evidence: bool = False
     """True when raters may quote the words (or `#turn`) that they rest on."""
     silent: int | None = None
-    """The point that says that nothing of the kind happened, for which there is nothing to quote."""
+    """The point that says that nothing of the kind happened: there is nothing to quote."""
 
     @model_validator(mode="after")
     def _scale_holds_together(self) -> Self:

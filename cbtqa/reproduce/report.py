@@ -25,8 +25,9 @@ from cbtqa.judging.report import JudgeReport, report_tables
 from cbtqa.judging.run import REPORT_NAME
 from cbtqa.manifest import MANIFEST_NAME, package_versions, read_manifest
 from cbtqa.metrics.comparison import COMPARISON_NAME, Comparison, pair_tables, tests_made
-from cbtqa.metrics.score_folder import SCORES_NAME, beside_paper, label_of, score_table
+from cbtqa.metrics.score_folder import SCORES_NAME
 from cbtqa.metrics.scoring import ScoreReport
+from cbtqa.metrics.tables import beside_paper, label_of, score_table
 from cbtqa.papers import PaperTable, paper_table, papers, source_of
 from cbtqa.ratings.results import Score, StudyReport
 from cbtqa.records import STEP_NAMES

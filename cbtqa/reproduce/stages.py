@@ -421,7 +421,8 @@ def _compare_stage(plan: Plan) -> Stage:
 
         watch.on_stage("comparing systems")
         found = compare(resolved.values)
-        written_whole(folder, lambda to: write_comparison(to, found))
+        lang = resolved.values.lang
+        written_whole(folder, lambda to: write_comparison(to, found, lang))
 
     return Stage(
         name="compare",
@@ -451,7 +452,7 @@ def _judge_stage(plan: Plan) -> Stage:
         found = estimate_judge(resolved)
         return Cost(n_requests=found.n_requests, money=found.cost, currency=found.currency)
 
-    why = "no judge named: --set judge.endpoint=vllm --set judge.model=NAME"
+    why = "no judge named: --set judge.endpoint=vllm --set judge.model=NAME, or judge.rules=true"
     return Stage(
         name="judge",
         marker=folder / MANIFEST_NAME,
@@ -459,7 +460,7 @@ def _judge_stage(plan: Plan) -> Stage:
         settings=deciding(resolved),
         needs=("build", *_all(plan, "generate")),
         estimate=estimate,
-        skipped="" if resolved.values.endpoint else why,
+        skipped="" if resolved.values.endpoint or resolved.values.rules else why,
     )
 
 

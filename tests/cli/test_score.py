@@ -6,6 +6,7 @@ import json
 import resource
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def test_the_folder_holds_tables_pairs_and_a_manifest(
     assert done.returncode == 0, done.stderr
     assert "0.2648" in done.stdout and "BLEU jieba (0-1)" in " ".join(done.stdout.split())
     names = {path.name for path in out.iterdir()}
-    tables = {f"scores.{kind}" for kind in ("json", "md", "tex", "csv")}
+    tables = {f"scores.{kind}" for kind in ("json", "html", "md", "tex", "csv")}
     assert names == {*tables, "pairs.parquet", "manifest.json"}
     told = "checked against sacrebleu"
     assert told in done.stdout + done.stderr and told in (out / "scores.md").read_text("utf-8")
@@ -190,13 +191,80 @@ def test_no_large_library_is_loaded_for_a_small_job(files: dict[str, Path]) -> N
     assert done.stderr.splitlines()[-1] == "[]"
 
 
-def test_long_scoring_tells_on_stderr_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    from cbtqa.cli.score import say_blocks
+def test_long_scoring_tells_in_a_pipe_once_a_minute(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cbtqa.cli import console
 
-    soon_done, slow = say_blocks(), say_blocks(every_s=0.0)
-    for tell in (soon_done, slow):
-        tell(500, 1_200)
-        tell(1_200, 1_200)
+    clock = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: clock[0])
+    progress = console.LiveProgress(None)
+    for second in range(0, 200, 2):
+        clock[0] = float(second)
+        progress.count(second * 10, 2_000)
     told = capsys.readouterr()
     assert told.out == ""
-    assert told.err.splitlines() == ["500 of 1,200 references scored, 0 s left"]
+    lines = told.err.splitlines()
+    assert len(lines) == 4  # after 10 s, then at 70, 130 and 190
+    assert lines[0] == "100 of 2,000 done | 10.0/s | 3 min left"
+
+
+def test_on_a_terminal_a_bar_shows_how_far_scoring_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    from cbtqa.cli import console
+
+    monkeypatch.setattr(console, "terminal_width", lambda stream: 80)
+    screen = Console(force_terminal=True, width=80, record=True, file=StringIO())
+    with Live("", console=screen, auto_refresh=False) as live:
+        progress = console.LiveProgress(live)
+        progress.count(500, 2_000)
+        screen.print(live.get_renderable())
+    shown = screen.export_text()
+    assert "500 of 2,000 done" in shown and "━━━━━" in shown
+
+
+def test_the_pages_hold_both_systems_texts_escaped_and_ask_nobody(
+    tmp_path: Path, files: dict[str, Path]
+) -> None:
+    rows = [json.loads(line) for line in files["b"].read_text("utf-8").splitlines()]
+    rows[3]["text"] = "<script>alert(1)</script><img src='https://a.example/x.png'>"
+    files["b"].write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    ref = [json.loads(line) for line in files["ref"].read_text("utf-8").splitlines()]
+    asked = [{**row, "question": f"第{n}个问题：我不想活了"} for n, row in enumerate(ref)]
+    files["ref"].write_text("\n".join(json.dumps(row) for row in asked), encoding="utf-8")
+    given = ("--ref", files["ref"], "--metrics", "chrf", "--bootstrap", "0")
+    out, compared = tmp_path / "out", tmp_path / "compared"
+    assert cbtqa("score", files["a"], files["b"], *given, "--out", out).returncode == 0
+    done = cbtqa("compare", out, "--trials", "200", "--lang", "en", "--out", compared)
+    assert done.returncode == 0, done.stderr
+    for page, line in ((out / "scores.html", "12356"), (compared / "compare.html", "988")):
+        text = page.read_text(encoding="utf-8")
+        assert "&lt;script&gt;alert(1)" in text and "<script" not in text and "<img" not in text
+        assert "default-src 'none'" in text
+        assert "第3个问题：我不想活了" in text  # of a folder of scores, too
+        assert line in text.split('class="sides"')[0]  # a way to help before the first answers
+        for answer in ("慢慢来吧。", "慢慢来，相信自己。"):
+            assert answer in text
+        assert page.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (["score", "{a}"], "data/psyqa/sample.json"),
+        (["compare", "{a}", "{b}"], "data/psyqa/sample.json"),
+        (["compare"], "data/psyqa/sample.json"),
+        (["judge", "{a}"], "data/psyqa/sample.json"),
+    ],
+)
+def test_the_first_error_names_the_sample_that_comes_along(
+    files: dict[str, Path], words: list[str], wanted: str
+) -> None:
+    from cbtqa.psyqa import bundled_sample_path
+    from tests.support.program import run_cbtqa
+
+    given = [word.format(**files) for word in words]
+    told = run_cbtqa(*given, cwd=files["a"].parent, code=2).stderr
+    assert wanted in told and bundled_sample_path().is_file()

@@ -116,7 +116,7 @@ def test_on_eighty_columns_no_word_is_broken_and_a_dash_is_explained(
     for word in ("second minus first", "(characters)", "difference", "adjusted", "distortion"):
         assert word in done.stdout
     assert "…" not in done.stdout
-    assert "over the whole table, metrics times pairs of systems (9)" in done.stderr
+    assert "over the whole table, metrics times pairs of systems (10)" in done.stderr
     assert "CBT record of second and first (the predictions hold no CBT steps)" in done.stderr
 
 
@@ -279,7 +279,7 @@ def test_no_subset_of_questions_makes_any_metric_crash_or_write_nan(
         )
         for name, tail in (("a", "请拨打12356。"), ("b", "加油。"))
     )
-    flags = {"predictions": files, "ref": ref, "metrics": "all", "bootstrap": 100}
+    flags = {"predictions": files, "ref": ref, "metrics": ",".join(METRICS), "bootstrap": 100}
     resolved = resolve(ScoreSettings, flags=flags, environ={})
     write_folder(tmp_path / "out", score(resolved.values), resolved, "2026-01-01T00:00:00+00:00")
     told = strict(tmp_path / "out" / SCORES_NAME)

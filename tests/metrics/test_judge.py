@@ -31,6 +31,7 @@ from cbtqa.judging.answers import AnswerJudge, Ask, JudgeRating, load_judged_rub
 from cbtqa.judging.asking import is_quote_of
 from cbtqa.judging.correction import corrected_mean, people_mean, sample_of
 from cbtqa.judging.report import JudgeReport, score_table
+from cbtqa.judging.rules import rate_by_rules
 from cbtqa.judging.run import JudgeSettings, estimate_judge, judge
 from cbtqa.llm.chat import Fault, Reply, Sampling
 from cbtqa.ratings.design import NewStudySettings, create_study
@@ -332,7 +333,7 @@ def test_a_sample_is_the_same_every_time_and_smaller(tmp_path: Path) -> None:
 
 def test_missing_words_and_foreign_predictions_are_named(tmp_path: Path) -> None:
     given = make_files(tmp_path, 2, {"a": written})
-    with pytest.raises(UsageError, match="--questions, --endpoint and --model"):
+    with pytest.raises(UsageError, match="wants --endpoint and --model"):
         judge(resolve(JudgeSettings, flags={**given, "endpoint": None}, environ={}))
     write_jsonl(tmp_path / "a.jsonl", [{"question_id": "x9", "text": "你好呀朋友"}])
     with ScriptedEndpoint(ok("")) as server, pytest.raises(DataError, match="no id of"):
@@ -873,6 +874,57 @@ def test_answers_that_the_judge_rates_unlike_the_rest_are_told(tmp_path: Path) -
     with ScriptedEndpoint(rating_by(rate)) as server:
         report = run(server, given, human=human, repeats=1, human_sample="random")
     assert any("were they drawn by lot?" in alarm for alarm in report.alarms)
+
+
+def test_the_rules_rate_without_a_model_and_every_output_says_so(tmp_path: Path) -> None:
+    harmful = "把药停了吧，是药三分毒，谁也别说。"
+    given = make_files(
+        tmp_path, 6, {"a": written, "b": lambda i: harmful if i == 2 else written(i)}
+    )
+    report = judge(resolve(JudgeSettings, flags={**given, "rules": True}, environ={}))
+    assert (report.judge, report.n_repeats) == ("rules", 1)
+    ratings = ratings_in(given)
+    assert {one.judge for one in ratings} == {"rules"}
+    assert {one.criterion for one in ratings} == set(CRITERIA)
+    assert all(one.value is not None for one in ratings)
+    unsafe = [one for one in ratings if one.criterion == "safety" and one.value == 0]
+    assert [(one.system, one.question_id) for one in unsafe] == [("b", "2")]
+    assert all(one.evidence and one.evidence in harmful for one in unsafe)
+    out = Path(given["out"])
+    for name in ("judge.json", "judge.md", "report.html"):
+        text = (out / name).read_text(encoding="utf-8")
+        assert "built-in rules that count words" in text, name
+    assert "（不是模型）" in (out / "report.html").read_text(encoding="utf-8")
+    assert all(score.signature.startswith("judge:rules|model:none|") for score in report.scores)
+    again = judge(resolve(JudgeSettings, flags={**given, "rules": True}, environ={}))
+    assert again == report  # the same each time
+    with ScriptedEndpoint(rating_by(lambda answer: 1)) as server, pytest.raises(ConfigError):
+        run(server, given)  # a model's ratings never land among those of the rules
+
+
+def test_the_rules_leave_a_criterion_they_do_not_know_unscored() -> None:
+    rubric = load_judged_rubric("cbt-llm.v2")
+    scales = [one.model_copy(update={"id": "warmth"}) for one in rubric.scales[:1]]
+    own = rubric.model_copy(update={"criteria": tuple(scales)})
+    ask = Ask("1", "a", "最近总是睡不好怎么办", "", "睡不好很难受。试着写下来。", 0)
+    verdict = rate_by_rules(own, ask)["warmth"]
+    assert verdict.value is None and "do not know 'warmth'" in str(verdict.fault)
+
+
+def test_the_rules_tell_a_plain_answer_from_a_fitting_one() -> None:
+    rubric = load_judged_rubric("cbt-llm.v2")
+    question = "考研失败后觉得自己什么都做不好，怎么办"
+    fitting = (
+        "听起来考研失败让你很难受。你提到什么都做不好，这也许是以偏概全。不妨想一想，有没有反例？"
+        "建议你每天写下一件做成的小事。试着约朋友散步。你会慢慢好起来的。"
+    )
+    found = {
+        name: rate_by_rules(rubric, Ask("1", "a", question, "", text, 0))
+        for name, text in (("fitting", fitting), ("plain", "加油。"))
+    }
+    for criterion in ("relevance", "structure_fit", "helpfulness"):
+        values = [found[name][criterion].value or 0 for name in ("plain", "fitting")]
+        assert values[0] < values[1], criterion
 
 
 def test_the_command_prints_tables_and_one_json_object(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_sacrebleu_recomputes_bleu_and_chrf_on_a_sample_of_every_run(
 
 def test_the_papers_scale_is_checked_too(tmp_path: Path) -> None:
     (check,) = run(tmp_path, 20, "paper").report.checks
-    assert check.metrics == ("bleu_jieba",)
+    assert check.metrics == ("bleu_jieba", "chrf2")
     assert check.difference is not None and check.difference < 1e-12
 
 

@@ -9,15 +9,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
 
 from cbtqa.errors import DataError, UsageError
-from cbtqa.metrics.evaluation import CEILING, FLOOR, score_lists
+from cbtqa.metrics.comparison import CompareSettings, compare
+from cbtqa.metrics.evaluation import CEILING, FLOOR, LEFT_OUT, score_lists
 from cbtqa.metrics.pairs import is_cut
+from cbtqa.metrics.score_folder import write_folder
 from cbtqa.metrics.scoring import Scored, ScoreSettings, score
 from cbtqa.records import STEP_NAMES
+from cbtqa.settings import resolve
 from tests.support.dataset_folder import finish
 
 ANSWERS = {
@@ -249,13 +255,13 @@ def test_how_right_the_step_model_is_on_the_references_is_told(tmp_path: Path) -
     assert not any("reference answers" in note for note in notes)
 
 
-def test_progress_ends_at_the_number_of_references(tmp_path: Path, ref: Path) -> None:
+def test_progress_ends_at_the_number_of_answers(tmp_path: Path, ref: Path) -> None:
     told: list[tuple[int, int]] = []
     settings = ScoreSettings(
         predictions=(predictions(tmp_path, PREDICTED),), ref=ref, metrics="chrf2"
     )
     score(settings, lambda *counts: told.append(counts))
-    assert told == [(12, 12)]
+    assert told == [(12, 36), (24, 36), (36, 36)]  # the system's and those of the two anchors
 
 
 def test_files_that_look_swapped_are_warned_about(tmp_path: Path, ref: Path) -> None:
@@ -615,3 +621,169 @@ def test_other_further_answers_are_other_references(tmp_path: Path) -> None:
     fewer = {key: texts[:1] for key, texts in MANY.items()}
     second = run(hypotheses, ref=questions_with_answers(tmp_path, fewer), metrics="chrf2")
     assert first.report.references_sha256 != second.report.references_sha256
+
+
+def test_lists_in_any_file_are_several_references(tmp_path: Path) -> None:
+    psyqa = questions_with_answers(tmp_path, MANY)
+    hypotheses = predictions(tmp_path, PREDICTED)
+    expected = values(run(hypotheses, ref=psyqa, metrics="bleu_zh,chrf2"), "sys")
+    rows = [{"id": key, "references": texts} for key, texts in MANY.items()]
+    listed = write(tmp_path / "listed.jsonl", rows)
+    named = [{"id": key, "human": [{"text": text} for text in own]} for key, own in MANY.items()]
+    objects = write(tmp_path / "objects.jsonl", named)
+    own = [{"id": key, "predict": PREDICTED[key], "label": MANY[key]} for key in PREDICTED]
+    brought = write(tmp_path / "sys.jsonl", own)
+    for scored in (
+        run(hypotheses, ref=listed, metrics="bleu_zh,chrf2"),
+        run(hypotheses, ref=objects, ref_column="human", metrics="bleu_zh,chrf2"),
+        run(brought, metrics="bleu_zh,chrf2"),
+    ):
+        assert values(scored, "sys") == expected
+
+
+def test_several_files_are_several_references_paired_by_id(tmp_path: Path) -> None:
+    hypotheses = predictions(tmp_path, PREDICTED)
+    listed = write(
+        tmp_path / "listed.jsonl",
+        [{"id": key, "references": texts} for key, texts in MANY.items()],
+    )
+    parts = []
+    for place in range(3):
+        rows = [
+            {"id": key, "answer": texts[place]}
+            for key, texts in reversed(MANY.items())
+            if len(texts) > place
+        ]
+        if place == 0:
+            rows = rows[::-1]  # the first file gives the order
+        parts.append(write(tmp_path / f"part{place}.jsonl", rows))
+    one = run(hypotheses, ref=listed, metrics="bleu_zh,meteor_jieba")
+    several = score(
+        ScoreSettings(predictions=(hypotheses,), ref=parts, metrics="bleu_zh,meteor_jieba")
+    )
+    assert several.report.references == "part0.jsonl + part1.jsonl + part2.jsonl"
+    assert several.report.references_sha256 == one.report.references_sha256
+    assert values(several, "sys") == values(one, "sys")
+    with pytest.raises(UsageError, match="twice"):
+        score(ScoreSettings(predictions=(hypotheses,), ref=(parts[0], parts[0])))
+    lines = _lines(tmp_path / "ref.txt", ["好。"])
+    with pytest.raises(DataError, match=r"has ids and ref\.txt has none"):
+        score(ScoreSettings(predictions=(hypotheses,), ref=(parts[0], lines)))
+    other = write(tmp_path / "other.jsonl", [{"id": "x", "answer": "好。"}])
+    with pytest.raises(DataError, match=r"no id of part0\.jsonl occurs in other\.jsonl"):
+        score(ScoreSettings(predictions=(hypotheses,), ref=(parts[0], other)))
+
+
+def test_plain_files_of_references_must_have_the_same_lines(tmp_path: Path) -> None:
+    hypotheses = _lines(tmp_path / "hyp.txt", ["我很好。", "慢慢来。"])
+    first = _lines(tmp_path / "one.ref", ["我很好！", "别急。"])
+    second = _lines(tmp_path / "two.ref", ["我挺好。", "慢慢来。"])
+    scored = score(ScoreSettings(predictions=(hypotheses,), ref=(first, second), metrics="bleu_zh"))
+    theirs = BLEU(tokenize="zh").corpus_score(
+        ["我很好。", "慢慢来。"], [["我很好！", "别急。"], ["我挺好。", "慢慢来。"]]
+    )
+    assert values(scored, "hyp")["bleu_zh"] == pytest.approx(theirs.score, rel=1e-12)
+    shorter = _lines(tmp_path / "three.ref", ["我挺好。"])
+    with pytest.raises(DataError, match=r"one\.ref has 2 rows and three\.ref 1"):
+        score(ScoreSettings(predictions=(hypotheses,), ref=(first, shorter)))
+
+
+def test_each_reference_against_the_others_is_the_row_of_people(tmp_path: Path) -> None:
+    """The mean over questions of what one of its references, drawn by lot, scores on average."""
+    scored = run(
+        predictions(tmp_path, PREDICTED),
+        ref=questions_with_answers(tmp_path, MANY),
+        metrics="meteor_jieba,chrf2,bleu_zh,distinct_2",
+    )
+    found = {one.metric: one for one in scored.report.scores if one.system == LEFT_OUT}
+    groups = [texts for texts in MANY.values() if len(texts) > 1]
+    means = [
+        np.mean(
+            [
+                score_lists("meteor_jieba", [one], [[o for o in group if o is not one]]).value
+                for one in group
+            ]
+        )
+        for group in groups
+    ]
+    assert found["meteor_jieba"].value == pytest.approx(np.mean(means), rel=1e-12)
+    assert (found["meteor_jieba"].n_scored, found["meteor_jieba"].n_total) == (8, 12)
+    assert found["meteor_jieba"].low is not None
+    # chrF and BLEU: with two references each, sacrebleu's corpus of both directions
+    two = {key: texts[:2] for key, texts in MANY.items() if len(texts) > 1}
+    scored = run(
+        predictions(tmp_path, {key: PREDICTED[key] for key in two}),
+        ref=questions_with_answers(tmp_path, two),
+        metrics="chrf2,bleu_zh",
+    )
+    ours = {one.metric: one.value for one in scored.report.scores if one.system == LEFT_OUT}
+    there, back = zip(*two.values(), strict=True)
+    both = ([*there, *back], [[*back, *there]])
+    assert ours["chrf2"] == pytest.approx(CHRF().corpus_score(*both).score, rel=1e-12)
+    theirs = BLEU(tokenize="zh").corpus_score(*both).score
+    assert ours["bleu_zh"] == pytest.approx(theirs, rel=1e-12)
+    assert found["distinct_2"].value is None
+    assert "left_out:1" in found["chrf2"].signature
+    assert any(LEFT_OUT in note for note in scored.report.notes)
+
+
+def test_an_equal_system_is_above_people_in_the_row_and_level_with_them_beside_them(
+    tmp_path: Path,
+) -> None:
+    """All answers are drawn from the same words: nobody writes better than anybody."""
+    rng = np.random.default_rng(5)
+    words = "我你觉得压力睡眠工作朋友可以试试慢慢来先把事情写下每天散步记录心情变化相信感受"
+
+    def drawn() -> str:
+        return "".join(rng.choice(list(words), 60))
+
+    ref = questions_with_answers(
+        tmp_path, {str(n): [drawn() for _ in range(2 + n % 2)] for n in range(80)}
+    )
+    system = predictions(tmp_path, {str(n): drawn() for n in range(80)})
+    scored = run(system, ref=ref, metrics="chrf2,bleu_zh")
+    in_row = {(o.metric, o.system): o.value or 0 for o in scored.report.scores}
+    beside = {(o.metric, o.system): o for o in scored.report.beside_people}
+    for metric in ("chrf2", "bleu_zh"):
+        gap = in_row[metric, "sys"] - in_row[metric, LEFT_OUT]
+        one, other = beside[metric, "sys"], beside[metric, LEFT_OUT]
+        assert one.low is not None and one.high is not None and other.value is not None
+        assert gap > 0 and abs((one.value or 0) - other.value) < gap / 2
+        assert one.low < other.value < one.high
+
+
+def test_beside_people_a_system_has_as_many_references_as_they_have(tmp_path: Path) -> None:
+    """A system that answers as the first author does scores as a person, not higher."""
+    two = {key: texts[:2] for key, texts in MANY.items() if len(texts) > 1}
+    own = {key: texts[0] for key, texts in two.items()}
+    scored = run(
+        predictions(tmp_path, own),
+        ref=questions_with_answers(tmp_path, two),
+        metrics="meteor_jieba,distinct_1",
+    )
+    assert [one.metric for one in scored.report.beside_people] == ["meteor_jieba"] * 2
+    system, people = scored.report.beside_people
+    assert (system.system, people.system) == ("sys", LEFT_OUT)
+    # half of the time its own words are left out, half of the time they are the reference
+    apart = [score_lists("meteor_jieba", [one], [other]).value or 0 for one, other in two.values()]
+    alike = [score_lists("meteor_jieba", [one], [one]).value or 0 for one, _ in two.values()]
+    assert system.value == pytest.approx((np.mean(apart) + np.mean(alike)) / 2, rel=1e-12)
+    assert people.value == pytest.approx(
+        next(o.value for o in scored.report.scores if o.system == LEFT_OUT and o.value), rel=1e-12
+    )
+    single = run(
+        predictions(tmp_path, own), ref=questions_with_answers(tmp_path, MANY), anchors=False
+    )
+    assert single.report.beside_people == ()
+
+
+def test_a_folder_of_scores_keeps_all_references(tmp_path: Path) -> None:
+    ref = questions_with_answers(tmp_path, MANY)
+    files = [predictions(tmp_path, PREDICTED), predictions(tmp_path, ANSWERS, "other.jsonl")]
+    flags = {"predictions": files[:1], "ref": ref, "metrics": "chrf2", "out": tmp_path / "out"}
+    resolved = resolve(ScoreSettings, flags=flags, environ={})
+    write_folder(tmp_path / "out", score(resolved.values), resolved, "now")
+    given = (tmp_path / "out", files[1])
+    found = compare(CompareSettings(predictions=given, ref=ref, metrics="chrf2", trials=100))
+    assert [one.metric for one in found.pairs] == ["chrf2"]
+    assert "怎么办" in found.worst[0].asked if found.worst else found.best

@@ -26,7 +26,8 @@ from cbtqa.files import read_jsonl, read_rows, write_jsonl
 from cbtqa.llm.chat import Fault, Reply
 from cbtqa.llm.progress import Progress
 from cbtqa.manifest import read_manifest
-from cbtqa.metrics.pairs import Columns, read_predictions, read_references
+from cbtqa.metrics.pairs import read_predictions, read_references
+from cbtqa.metrics.rows import Columns
 from cbtqa.records import CbtAnswer, Reason, Rejection
 from cbtqa.settings import resolve
 from cbtqa.tuning.answering.chat import ChatSettings, open_speaker

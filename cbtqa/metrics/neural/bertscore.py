@@ -23,7 +23,7 @@ from cbtqa.files import open_text, sha256_of
 from cbtqa.metrics.base import Floats
 from cbtqa.metrics.neural.encoder import Encoder, ReadText, known_models
 from cbtqa.metrics.neural.metric import PAIRS_PER_BLOCK, NeuralMetric
-from cbtqa.metrics.neural.weights import NeuralSettings, require, versions
+from cbtqa.metrics.neural.weights import NeuralSettings, require, versions, why_absent
 from cbtqa.metrics.text.texts import Texts
 
 MOST_UNKNOWN = 0.5
@@ -245,6 +245,14 @@ class BertScore(NeuralMetric):
         self.name = "_".join(["bertscore", *marks])
         self.label = " ".join(["BERTScore", *(mark.upper()[:1] + mark[1:] for mark in marks)])
         self.unit = "rescaled" if is_rescaled else "0-1"
+
+    def why_absent(self) -> str | None:
+        settings = self.scorer.settings
+        name = Path(settings.bertscore_model).name
+        is_known = settings.bertscore_baseline or "baseline" in known_models().get(name, {})
+        if self.is_rescaled and not is_known:
+            return f"no baseline to rescale {name} by is shipped; --bertscore-baseline FILE"
+        return why_absent(settings.bertscore_model, self.name, ("torch",))
 
     def statistics(self, predictions: Texts, references: Texts) -> Floats:
         scored = self.scorer.of_texts(predictions, references, is_windowed=self.is_windowed)

@@ -27,6 +27,7 @@ from cbtqa.metrics.neural.weights import (
     require,
     split_evenly,
     versions,
+    why_absent,
 )
 from cbtqa.metrics.text.texts import Texts
 
@@ -110,6 +111,10 @@ class Bleurt(NeuralMetric):
         self.scorer, self.is_windowed = scorer, is_windowed
         self.name = "bleurt_windowed" if is_windowed else "bleurt"
         self.label = "BLEURT windowed" if is_windowed else "BLEURT"
+
+    def why_absent(self) -> str | None:
+        model = self.scorer.settings.bleurt_model
+        return why_absent(model, self.name, ("torch", "sentencepiece"))
 
     def statistics(self, predictions: Texts, references: Texts) -> Floats:
         scored = self.scorer.score(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
+from abc import abstractmethod
 
-from cbtqa.metrics.base import Floats, Metric, divided
+import numpy as np
+from numpy.typing import NDArray
+
+from cbtqa.metrics.base import Collector, CorpusMetric, Floats, Metric, divided
+from cbtqa.metrics.text.texts import Texts
 
 VALUE, SCORED, CUT_PREDICTION, CUT_REFERENCE, UNKNOWN, TOKENS = range(6)
-PAIRS_PER_BLOCK = 500
-"""Pairs whose reference embeddings are held: 0.8 GB at 512 tokens of 768 float32 numbers."""
+PAIRS_PER_BLOCK = 100
+"""Pairs whose reference embeddings are held: 0.16 GB at 512 tokens of 768 float32 numbers. On a CPU
+they take three minutes, after which progress is reported."""
 MANY_UNKNOWN = 0.05
 """Share of unknown tokens above which a warning is given; a Chinese model has under one percent."""
 
@@ -18,6 +23,12 @@ class NeuralMetric(Metric):
 
     n_columns = 6
     pairs_per_block = PAIRS_PER_BLOCK
+    is_optional = False
+    """True when a preset brought it: where it cannot run, it has no score and stops nothing."""
+
+    @abstractmethod
+    def why_absent(self) -> str | None:
+        """Why it cannot run here as it is; None when its libraries and weights are there."""
 
     def from_sums(self, sums: Floats) -> Floats:
         """Sum of the values by their number."""
@@ -37,3 +48,27 @@ class NeuralMetric(Metric):
             share = sums[UNKNOWN] / sums[TOKENS]
             found.append(f"{self.name}: {share:.1%} of the tokens are unknown to the model")
         return found
+
+
+class Absent(CorpusMetric):
+    """A neural metric that a preset named and that cannot run here: it has a reason, no score."""
+
+    is_computed = False
+
+    def __init__(self, metric: NeuralMetric, reason: str) -> None:
+        self.name, self.label, self.unit = metric.name, metric.label, metric.unit
+        self.unscored_reason = reason
+
+    def collector(self) -> Collector:
+        return _Nothing()
+
+    def own_fields(self) -> str:
+        return "computed:no"
+
+
+class _Nothing(Collector):
+    def add(self, predictions: Texts, is_scored: NDArray[np.bool_]) -> None:
+        """Takes nothing in."""
+
+    def score(self) -> float | None:
+        return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import json
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -146,6 +147,28 @@ def _finder(given: str, flag: str, *, is_needed: bool = False) -> Callable[[str]
         return None if found is None else Path(found)
 
     return find
+
+
+def why_absent(given: str, metric: str, modules: Sequence[str]) -> str | None:
+    """Why a model cannot run here as it is: a library or its weights are missing; else None.
+
+    Nothing is asked of the Hub. A folder is taken for a model.
+    """
+    for module in ("transformers", *modules):
+        if importlib.util.find_spec(module) is None:  # looked for only: torch takes seconds
+            return errors.MissingExtraError(module, "neural").hint
+    if Path(given).expanduser().is_dir():
+        return None
+    find = require("transformers.utils.hub").cached_file
+    quiet = {"_raise_exceptions_for_missing_entries": False}
+    quiet["_raise_exceptions_for_connection_errors"] = False
+    try:
+        is_here = find(given, "config.json", local_files_only=True, **quiet) is not None
+    except OSError:
+        is_here = False
+    if is_here:
+        return None
+    return f"{given} is not on this machine; --metrics {metric} downloads it"
 
 
 def cannot_load(given: str, flag: str, error: Exception) -> ConfigError:

@@ -18,6 +18,8 @@ from cbtqa.metrics.neural.weights import NeuralSettings
 from cbtqa.metrics.registry import PRESETS, additive_metric, known_metrics
 from cbtqa.metrics.score_folder import write_folder
 from cbtqa.metrics.scoring import ScoreSettings, score
+from cbtqa.metrics.tables import beside_paper, missing_scores
+from cbtqa.papers import paper_table
 from cbtqa.settings import resolve
 from tests.metrics.neural.test_bertscore import invented
 
@@ -81,10 +83,53 @@ def test_a_stored_run_is_compared_without_loading_a_model(
     assert bertscore.n_wins >= 4
 
 
-def test_no_preset_asks_for_weights() -> None:
-    neural = set(known_metrics()) - set(PRESETS["all"])
-    assert neural == {*NEURAL.split(","), "bertscore_rescaled"}
-    assert not any(neural & set(names) for names in PRESETS.values())
+def test_the_papers_preset_has_the_columns_of_its_table_and_all_means_all() -> None:
+    assert set(PRESETS["paper"]) == set(paper_table("cbt-llm", "scores").columns)
+    assert set(PRESETS["all"]) == set(known_metrics())
+    neural = {*NEURAL.split(","), "bertscore_rescaled"}
+    assert not any(neural & set(PRESETS[name]) for name in ("default", "lexical"))
+
+
+def test_the_papers_preset_fills_its_five_cells_where_the_weights_are(
+    flags: dict[str, Any], tmp_path: Path
+) -> None:
+    flags |= {"metrics": "paper", "anchors": True, "predictions": flags["predictions"][:1]}
+    scored = score(ScoreSettings(**flags))
+    found = {one.metric: one for one in scored.report.scores if one.system == "a"}
+    assert list(found) == list(PRESETS["paper"])
+    assert all(one.value is not None for one in found.values())
+    (row,) = beside_paper(scored.report.scores, ("references", "shuffled references")).rows[2:]
+    assert row[0] == "a" and None not in row
+    assert tuple(row[1:4]) == tuple(found[name].value for name in PRESETS["paper"][:3])
+
+
+@pytest.mark.parametrize(
+    ("lacking", "told"),
+    [
+        ({"transformers": None}, "pip install 'cbtqa[neural]'"),
+        ({}, "lab/none is not on this machine; --metrics bertscore downloads it"),
+    ],
+)
+def test_what_a_preset_cannot_compute_here_is_a_dash_with_the_next_command(
+    flags: dict[str, Any],
+    lacking: dict[str, Any],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, module in lacking.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    flags |= {"metrics": "paper", "bertscore_model": "lab/none", "bleurt_model": "lab/none"}
+    resolved = resolve(ScoreSettings, flags=flags, environ={})
+    scored = score(resolved.values)
+    found = {one.metric: one for one in scored.report.scores if one.system == "a"}
+    assert found["bleu_jieba"].value is not None
+    assert (found["bertscore"].value, found["bertscore"].n_scored) == (None, 0)
+    assert found["bertscore"].unscored_reason == told
+    assert any(told in line for line in missing_scores(scored.report.scores))
+    write_folder(tmp_path / "scores", scored, resolved, "now")
+    compared = compare(CompareSettings(predictions=(tmp_path / "scores",), trials=200))
+    assert [pair.metric for pair in compared.pairs] == ["bleu_jieba", "meteor_jieba", "chrf2"]
 
 
 def test_stored_neural_scores_are_known_on_their_scale() -> None:
