@@ -17,7 +17,8 @@ from cbtqa.ratings.design import NewStudy, NewStudySettings, create_study
 from cbtqa.ratings.sheets import write_sheets
 from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import StudyFolder
-from cbtqa.ratings.web.app import allowed_hosts, create_app, make_server, tcp_listener
+from cbtqa.ratings.web.app import create_app
+from cbtqa.web.server import allowed_hosts, make_server, tcp_listener
 
 HOSTILE = (
     '<script>document.title="owned"</script><img src=x onerror="document.title=1"> & {{ 7*7 }}'
