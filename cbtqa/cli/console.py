@@ -376,6 +376,9 @@ def _print_facts(rows: Sequence[tuple[str, str]], width: int, indent: int) -> No
 
 
 PLAIN_EVERY_S = 10.0
+MINUTE_S = 60.0
+"""Between two lines of work that takes hours, such as training."""
+BAR_CELLS = 12
 LEAST_NOTE = 12
 """Columns from which a note is worth its beginning."""
 
@@ -383,8 +386,9 @@ LEAST_NOTE = 12
 class LiveProgress:
     """One live line on a terminal, a line now and then elsewhere."""
 
-    def __init__(self, live: Live | None) -> None:
-        self._live, self._next_plain = live, time.monotonic() + PLAIN_EVERY_S
+    def __init__(self, live: Live | None, plain_every_s: float = PLAIN_EVERY_S) -> None:
+        self._live, self._every_s = live, plain_every_s
+        self._next_plain = time.monotonic() + plain_every_s
         self._said: set[str] = set()
 
     def stage(self, words: str) -> None:
@@ -401,9 +405,9 @@ class LiveProgress:
                 self._said.add(notice)
                 say(notice)
         if self._live is not None:
-            self._show(progress_parts(progress), progress.note)
+            self._show([*bar_of(progress), *progress_parts(progress)], progress.note)
         elif time.monotonic() >= self._next_plain:
-            self._next_plain = time.monotonic() + PLAIN_EVERY_S
+            self._next_plain = time.monotonic() + self._every_s
             say(fit_parts(progress_parts(progress), terminal_width(sys.stderr), progress.note))
 
     def _show(self, parts: Sequence[str], note: str = "") -> None:
@@ -416,10 +420,10 @@ class LiveProgress:
 
 
 @contextmanager
-def live_progress() -> Iterator[LiveProgress]:
-    """Shows progress while the block runs."""
+def live_progress(plain_every_s: float = PLAIN_EVERY_S) -> Iterator[LiveProgress]:
+    """Shows progress while the block runs; in a pipe a line after so many seconds."""
     if not sys.stderr.isatty():
-        yield LiveProgress(None)
+        yield LiveProgress(None, plain_every_s)
         return
     from rich.live import Live
 
@@ -428,10 +432,20 @@ def live_progress() -> Iterator[LiveProgress]:
         yield LiveProgress(live)
 
 
+def bar_of(progress: Progress) -> list[str]:
+    """How much is done as a bar, where it is known of how much."""
+    if not progress.n_total:
+        return []
+    n = min(BAR_CELLS, progress.n_done * BAR_CELLS // progress.n_total)
+    return ["█" * n + "░" * (BAR_CELLS - n)]
+
+
 def progress_parts(progress: Progress) -> list[str]:
     """What the counters say, the most important first."""
     total = f" of {progress.n_total:,}" if progress.n_total is not None else ""
-    parts = [f"{progress.n_done:,}{total} done", f"{progress.rate_per_s:,.1f}/s"]
+    rate = progress.rate_per_s
+    pace = f"{1 / rate:,.1f} s each" if progress.unit and 0 < rate < 1 else f"{rate:,.1f}/s"
+    parts = [f"{progress.n_done:,}{total} {progress.unit or 'done'}", pace]
     if progress.eta_s is not None:
         parts.append(f"{seconds(progress.eta_s)} left")
     if progress.n_rejected:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cbtqa.cli.console import give, live_progress, say
+from cbtqa.cli.console import MINUTE_S, give, live_progress, say
 from cbtqa.cli.dry_run import DryRun, print_estimate
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, settings_flags
@@ -100,7 +100,8 @@ def train(resolved: Resolved[TrainSettings], as_json: AsJson = False) -> None:
     """
     settings = resolved.values
     say(f"reading {settings.data}")
-    trained = train_labeller(settings, say=say)
+    with live_progress(MINUTE_S) as progress:
+        trained = train_labeller(settings, say=say, on_progress=progress.update)
     title = f"{trained.name} in {settings.out}"
     if not trained.types and not as_json:
         say(title)
