@@ -184,8 +184,8 @@ def finetune(
     from cbtqa.tuning.training.finetune import finetune as train
 
     resolved = _resolved(FinetuneSettings, "data", _path_of(data), settings)
-    with _watching(progress) as (_, on_stage):
-        return train(resolved, on_stage=on_stage)
+    with _watching(progress) as (on_progress, on_stage):
+        return train(resolved, on_stage=on_stage, on_progress=on_progress)
 
 
 def export(

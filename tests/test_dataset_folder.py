@@ -246,6 +246,7 @@ def test_leftovers_of_a_killed_write_are_removed_by_the_next(folder: Path) -> No
 
 READS = (
     "stats {d}",
+    "doctor {d}",
     "data check {d}",
     "build-dataset {d} --out {out}",
     "distortions label {d} --out {out}.jsonl",

@@ -34,13 +34,25 @@ if TYPE_CHECKING:
 Ask = Annotated[
     str | None, typer.Option("--ask", help="Answer this one question and end.", metavar="TEXT")
 ]
+Web = Annotated[
+    bool, typer.Option("--web", help="Serve the chat as a page on this machine, until Ctrl-C.")
+]
+Port = Annotated[
+    int, typer.Option("--port", min=1, max=65535, help="With --web: port to listen on.")
+]
 
 
 _HELP = "type a question and press Enter; /help shows this; /quit, an empty line or Ctrl-D ends"
 
 
 @settings_flags(ChatSettings)
-def chat(resolved: Resolved[ChatSettings], ask: Ask = None, as_json: AsJson = False) -> None:
+def chat(
+    resolved: Resolved[ChatSettings],
+    ask: Ask = None,
+    web: Web = False,
+    port: Port = 8766,
+    as_json: AsJson = False,
+) -> None:
     """Try a model by hand: one question, one answer, behind the safety checks. Nothing is kept.
 
     Without a model the rule-based template system answers. Questions of explicit danger are
@@ -48,22 +60,23 @@ def chat(resolved: Resolved[ChatSettings], ask: Ask = None, as_json: AsJson = Fa
     endpoint that is not local. With --ask, an answer withheld as unsafe ends with exit code 8.
     Further models may grade the question (--screen-endpoint) and read the answer
     (--guard-endpoint): the worse grade counts, and what they find unsafe is withheld.
+    With --web the chat is a page on this machine, for the one who holds its link.
     Research only, not for people in need of help.
 
     [bold]Examples[/bold]
 
     cbtqa chat
 
-    cbtqa chat --adapter runs/tuned
+    cbtqa chat --adapter runs/tuned --web
 
     cbtqa chat --endpoint vllm --model tuned --ask 朋友没有回我消息，我觉得他讨厌我
     """
-    if as_json and ask is None:
-        raise UsageError("--json goes with --ask TEXT")
-    if ask is not None and not ask.strip():
-        raise UsageError("--ask: an empty text")
+    _refuse_unfit(ask, web, as_json)
     opinions = open_opinions(resolved.values)
     speaker = open_speaker(resolved.values, say)
+    if web:
+        _serve(speaker, opinions, port)
+        return
     if ask is None:
         _introduce(speaker, opinions, "zh")
         _converse(speaker, opinions)
@@ -73,6 +86,27 @@ def chat(resolved: Resolved[ChatSettings], ask: Ask = None, as_json: AsJson = Fa
     turn = answer_safely(speaker, ask, opinions)
     print_json(_described(speaker, turn)) if as_json else _show(turn)
     _raise_for(turn)
+
+
+def _refuse_unfit(ask: str | None, web: bool, as_json: bool) -> None:
+    if web and (ask is not None or as_json):
+        raise UsageError("--web goes without --ask and --json")
+    if as_json and ask is None:
+        raise UsageError("--json goes with --ask TEXT")
+    if ask is not None and not ask.strip():
+        raise UsageError("--ask: an empty text")
+
+
+def _serve(speaker: Speaker, opinions: SecondOpinions, port: int) -> None:
+    """The page, until Ctrl-C; its link opens it to nobody else."""
+    from cbtqa.tuning.answering.web import ChatPage, create_chat_app
+    from cbtqa.web.server import LOOPBACK, allowed_hosts, serve
+
+    page = ChatPage(speaker, opinions, "zh")
+    app = create_chat_app(page, allowed_hosts(port))
+    _introduce(speaker, opinions, "zh")
+    say(f"open http://{LOOPBACK}:{port}/r/{page.token} (add ?lang=en for English); Ctrl-C ends")
+    serve(app, host=LOOPBACK, port=port)
 
 
 def _introduce(speaker: Speaker, opinions: SecondOpinions, language: Locale) -> None:

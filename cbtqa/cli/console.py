@@ -460,7 +460,9 @@ def live_progress() -> Iterator[LiveProgress]:
 def progress_parts(progress: Progress) -> list[str]:
     """What the counters say, the most important first."""
     total = f" of {progress.n_total:,}" if progress.n_total is not None else ""
-    parts = [f"{progress.n_done:,}{total} done", f"{progress.rate_per_s:,.1f}/s"]
+    rate = progress.rate_per_s
+    pace = f"{1 / rate:,.1f} s each" if progress.unit and 0 < rate < 1 else f"{rate:,.1f}/s"
+    parts = [f"{progress.n_done:,}{total} {progress.unit or 'done'}", pace]
     if progress.eta_s is not None:
         parts.append(f"{seconds(progress.eta_s)} left")
     if progress.n_rejected:

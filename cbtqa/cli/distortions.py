@@ -100,7 +100,8 @@ def train(resolved: Resolved[TrainSettings], as_json: AsJson = False) -> None:
     """
     settings = resolved.values
     say(f"reading {settings.data}")
-    trained = train_labeller(settings, say=say)
+    with live_progress() as progress:
+        trained = train_labeller(settings, say=say, on_progress=progress.update)
     title = f"{trained.name} in {settings.out}"
     if not trained.types and not as_json:
         say(title)

@@ -190,7 +190,7 @@ def _show(found: dict[str, Any]) -> None:
     facts = {
         "Python": found["python"],
         "system": f"{found['system']}, {found['cpus']} CPUs",
-        "cards": _cards_in_words(found["cards"]),
+        "cards": cards_in_words(found["cards"]),
         "fonts": f"{fonts['embedded_characters']:,} characters, in pages and charts{missing}",
         "encodings": f"stdout {terminal['stdout']}, file names {terminal['files']}",
         "terminal": f"{terminal['columns']} columns" if terminal["is_terminal"] else "none",
@@ -204,7 +204,7 @@ def _show(found: dict[str, Any]) -> None:
     ]
     print_table("Packages", ["package", "version", "wanted", "extras"], rows)
     absent = [one for one in found["packages"] if one["version"] is None]
-    print_facts("Not installed", [(one["name"], _install_line(one["extras"])) for one in absent])
+    print_facts("Not installed", [(one["name"], install_line(one["extras"])) for one in absent])
     keys = [
         [name, key["variable"], "set" if key["is_set"] else "not set"]
         for name, key in found["keys"].items()
@@ -217,7 +217,8 @@ def _show(found: dict[str, Any]) -> None:
     print_facts("Folders", folders)
 
 
-def _cards_in_words(cards: dict[str, Any]) -> str:
+def cards_in_words(cards: dict[str, Any]) -> str:
+    """The cards of `describe_environment`, or why there is none."""
     if "why_none" in cards:
         return f"none: {cards['why_none']}"
     shown = [f"{card['name']} ({card['bytes'] / GIB:.0f} GiB)" for card in cards["cards"]]
@@ -225,5 +226,6 @@ def _cards_in_words(cards: dict[str, Any]) -> str:
     return (", ".join(shown) or "none that torch can use") + f"; torch for {cards['built_for']}"
 
 
-def _install_line(extras: list[str]) -> str:
+def install_line(extras: list[str]) -> str:
+    """The command that installs what one of the extras, or cbtqa itself, needs."""
     return f"pip install 'cbtqa[{extras[0]}]'" if extras else "pip install cbtqa"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cbtqa.cli.console import print_json, say, show, show_table
+from cbtqa.cli.console import live_progress, print_json, say, show, show_table
 from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.errors import UsageError
 from cbtqa.report.table import Cell, Column, Table
@@ -68,7 +68,9 @@ def finetune(
         )
     from cbtqa.tuning.training.finetune import finetune as train
 
-    result = train(resolved, on_stage=say_first, on_line=_say_line)
+    with live_progress() as progress:
+        shown = {"on_line": _say_validation, "on_progress": progress.update}
+        result = train(resolved, on_stage=say_first, **shown)
     if result.is_first_process:
         print_json(result.to_dict()) if as_json else _show(result)
 
@@ -81,27 +83,22 @@ def say_first(words: str) -> None:
         say(words)
 
 
-def _say_line(line: dict[str, float]) -> None:
+def _say_validation(line: dict[str, float]) -> None:
+    """A line of an evaluation; the loss of training is in the progress, and in log.jsonl."""
+    if "eval_loss" not in line:
+        return
     say(" | ".join(form.format(line[key]) for key, form in LINE_FORMS.items() if key in line))
 
 
 LINE_FORMS = {
     "step": "step {:,.0f}",
     "epoch": "epoch {:.2f}",
-    "loss": "loss {:.4f}",
     "eval_loss": "validation loss {:.4f}",
-    "preferred": "preferred {:.0%}",
     "eval_preferred": "preferred {:.0%}",
     "sample_chrf2": "samples: chrF2 {:.1f}",
     "sample_bleu_zh": "BLEU {:.1f}",
-    "grad_norm": "gradient {:.2f}",
-    "learning_rate": "lr {:.2e}",
-    "tokens_per_s": "{:,.0f} tokens/s",
-    "tflops_per_s": "{:.3g} TFLOP/s",
-    "mfu": "MFU {:.1%}",
-    "peak_gib": "peak {:.1f} GiB",
 }
-"""What a log line shows, in this order."""
+"""What the line of an evaluation shows, in this order."""
 
 
 def _show(result: FinetuneResult) -> None:
@@ -135,16 +132,18 @@ LEARNT, PROMPT = "bold green", "dim"
 
 
 def show_dry_run(found: DryRun) -> None:
-    """Prints tables and the example; notes go to stderr."""
+    """Prints the answer, then its details: tables and the example; notes go to stderr."""
+    for line in answer_of(found):
+        show(line, style="bold")
+    show_table(_cards(found))
+    show_table(_memory(found))
+    show_table(Table(["", ""], _run(found), "Run"))
+    show_table(_data(found))
     settings = [
         (name, "" if entry.value is None else str(entry.value), entry.origin)
         for name, entry in found.settings.items()
     ]
     show_table(Table(["", "value", "from"], settings, "Settings"))
-    show_table(_data(found))
-    show_table(Table(["", ""], _run(found), "Run"))
-    show_table(_memory(found))
-    show_table(_cards(found))
     shares = sorted({one.assumed_share for one in found.cards})
     say(
         "times: at an assumed "
@@ -165,6 +164,37 @@ def show_dry_run(found: DryRun) -> None:
     show(text)
     for note in found.notes:
         say(f"note: {note}")
+
+
+def answer_of(found: DryRun) -> list[str]:
+    """Whether the run fits, on what, and how long it takes: a sentence for the CPU, one for cards.
+
+    Sizes and times are estimates, see the tables that follow.
+    """
+    lines = []
+    if (cpu := found.cpu) is not None:
+        needs = f"needs {cpu.memory.total / GIB:.1f} of {cpu.memory_bytes / GIB:.1f} GiB"
+        time = f", about {seconds(cpu.seconds)}" if cpu.fits else ""
+        lines.append(f"This CPU: {'fits' if cpu.fits else 'does not fit'} ({needs}){time}.")
+    whose = f"{found.n_processes} cards" if found.n_processes > 1 else "One card"
+    fitting = [one for one in found.cards if one.seconds is not None]
+    if fitting:
+        least = min(fitting, key=lambda one: (one.memory_bytes, one.seconds or 0.0))
+        fastest = min(fitting, key=lambda one: one.seconds or 0.0)
+        told = f"{whose}: fits from {least.card} on (needs {least.needed_bytes / GIB:.1f} of "
+        told += f"{least.memory_bytes / GIB:.1f} GiB), about {_time(least)} there"
+        told += f", {_time(fastest)} on {fastest.card}" if fastest is not least else ""
+        told += f"; {len(fitting)} of {len(found.cards)} kinds are large enough"
+    elif divided := [one for one in found.cards if one.n_fsdp_cards is not None]:
+        fewest = min(divided, key=lambda one: (one.n_fsdp_cards or 0, one.memory_bytes))
+        told = f"{whose}: fits on no kind; divided by FSDP it fits on {fewest.n_fsdp_cards} x "
+        told += fewest.card
+    else:
+        least_bytes = min(one.needed_bytes for one in found.cards)
+        told = f"{whose}: fits on no kind (needs {least_bytes / GIB:.1f} GiB and more); try "
+        told += "--method qlora, --gradient-checkpointing on or a smaller backbone"
+    rough = "; token counts are approximate" if found.tokens_by == "approximation" else ""
+    return [*lines, f"{told}{rough}."]
 
 
 def _data(found: DryRun) -> Table:

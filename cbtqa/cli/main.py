@@ -50,6 +50,7 @@ VERBS = {
     "publish": "Publish a dataset or model to the Hugging Face Hub: scanned, private, gated.",
     "join": "Put question text back into a text-free dataset, from your own file.",
     "hub-preview": "Show on a local page what publishing would put on the Hub.",
+    "doctor": "Check this machine, a file, a server or settings before the work begins.",
     "env": "Say what an issue report needs: versions, cards, keys set or not, folders.",
 }
 """Verb to the line that `cbtqa --help` shows."""

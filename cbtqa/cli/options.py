@@ -127,6 +127,7 @@ def settings_flags(
             command(found if several else found[0], **extra)
 
         run.__name__, run.__doc__ = command.__name__, command.__doc__
+        run.settings = model  # type: ignore[attr-defined]  # for `cbtqa doctor`
         parameters = [*made, config, *own]
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -123,8 +123,9 @@ def serve(
 
     Example: cbtqa rate serve study --port 8765
     """
-    from cbtqa.ratings.web.app import LOOPBACK, lan_address
-    from cbtqa.ratings.web.app import serve as run_server
+    from cbtqa.ratings.web.app import create_app
+    from cbtqa.web.server import LOOPBACK, allowed_hosts, lan_address
+    from cbtqa.web.server import serve as run_server
 
     folder, store = open_both(study)
     address = lan_address() if lan else LOOPBACK
@@ -136,7 +137,8 @@ def serve(
         for rater, link in issue_links(folder, store, new_link or []).items():
             say(f"{rater}: http://{(name or [address])[0]}:{port}/r/{link}")
         say_served(folder, store, f"{address}:{port}")
-        run_server(folder, store, host="0.0.0.0" if lan else LOOPBACK, port=port, names=names)
+        form = create_app(folder, store, allowed_hosts(port, names))
+        run_server(form, host="0.0.0.0" if lan else LOOPBACK, port=port)
 
 
 def say_served(folder: StudyFolder, store: Store, address: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cbtqa.cli.console import live_progress, print_json, say, show_table
+from cbtqa.cli.console import live_progress, print_json, say, show, show_table
 from cbtqa.cli.dry_run import DryRun
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.report.table import Cell, Column, Table
@@ -102,10 +102,17 @@ def _show_states(
         rows_of = [(one.stage, one.state, one.why or "") for one in found]
         show_table(Table(["stage", "state", ""], rows_of, str(plan.root)))
         return
-    costs = [(one.stage, one.state, *_cost(one), one.why or one.cost.note) for one in found]
-    hours = Column(f"hours, {plan.card}", digits(1))
-    heads: list[Any] = ["stage", "state", "requests", "price", hours, ""]
-    show_table(Table(heads, costs, "dry run: nothing was sent, nothing was trained"))
+    costs = [(one.stage, one.state, *_cost(one)) for one in found]
+    heads: list[Any] = ["stage", "state", "requests", "price", Column("hours", digits(1))]
+    title = f"dry run: nothing was sent, nothing was trained; hours on one {plan.card}"
+    show_table(Table(heads, costs, title))
+    why: dict[str, list[str]] = {}
+    for one in found:
+        waits = "waits " if one.state == "waiting" else ""
+        why.setdefault(waits + (one.why or one.cost.note), []).append(one.stage)
+    for reason, stages_of_it in why.items():
+        if reason:
+            show(f"{', '.join(stages_of_it)}: {reason}", indent=2)
 
 
 def _cost(one: StageState) -> tuple[Cell, ...]:

@@ -99,7 +99,11 @@ ThinkingOption = Annotated[
     ),
 ]
 Gguf = Annotated[
-    Path | None, typer.Option("--gguf", help="Also write this GGUF file, with llama.cpp's script.")
+    Path | None,
+    typer.Option(
+        "--gguf",
+        help="Also write this GGUF file, with llama.cpp's script, and a Modelfile for Ollama.",
+    ),
 ]
 LlamaCpp = Annotated[
     Path | None,
@@ -121,11 +125,22 @@ def merge(
     """Merge an adapter into its base: in float32, cast once, one shard in memory at a time.
 
     The base must be the one the adapter was trained on, by hash. Tokenizer, chat format, end
-    tokens and a record go with it. Example: [bold]cbtqa merge run --out merged[/bold]
+    tokens and a record go with it.
+
+    With --gguf the converter of a llama.cpp checkout runs afterwards, and a Modelfile lies beside
+    the file: chat template, system text of the training, end tokens, notices. Ollama itself has
+    neither the crisis screen nor the checks: cbtqa chat --endpoint ollama puts them in front.
+
+    [bold]Examples[/bold]
+
+    cbtqa merge run --out merged
+
+    cbtqa merge run --out merged --gguf cbt.gguf --llama-cpp llama.cpp
     """
+    from cbtqa.tuning.answering.modelfile import write_modelfile
     from cbtqa.tuning.weights.merge import merge as merge_adapter
 
-    converter = find_converter(llama_cpp) if gguf else None
+    converter = find_converter(llama_cpp, gguf) if gguf else None
     record = merge_adapter(
         adapter,
         out,
@@ -136,13 +151,15 @@ def merge(
         on_step=say_step,
         on_stage=say,
     )
+    lines = serving_lines(out)
     if gguf and converter:
         write_gguf(out, gguf, converter)
-    found = {**record.model_dump(mode="json"), "serve": serving_lines(out)}
-    print_json(found) if as_json else _print_merged(record, out)
+        lines = serving_lines(out, gguf, write_modelfile(out, adapter, gguf))
+    found = {**record.model_dump(mode="json"), "serve": lines}
+    print_json(found) if as_json else _print_merged(record, out, lines)
 
 
-def _print_merged(record: MergeRecord, out: Path) -> None:
+def _print_merged(record: MergeRecord, out: Path, lines: dict[str, str]) -> None:
     rows = [
         ("base", record.base.name),
         ("adapter", f"{record.adapter} ({record.method})"),
@@ -152,7 +169,7 @@ def _print_merged(record: MergeRecord, out: Path) -> None:
         ("weights' SHA-256", record.weights_sha256),
     ]
     print_facts(f"Merged: {out}", rows)
-    for name, line in serving_lines(out).items():
+    for name, line in lines.items():
         say(f"{name}: {line}")
 
 

@@ -39,7 +39,8 @@ OTHER_RUN = "name another --out: replies lie beside it; or go back to the earlie
 """What to do where the journal holds replies to another prompt, model or taxonomy."""
 REPLY_TOKENS = 120
 """Of two labels with their quotes; assumed for the dry run."""
-DRAWN = {"temperature": 0.0, "max_tokens": 2048}
+MOST_TOKENS = 2048
+DRAWN = {"temperature": 0.0, "max_tokens": MOST_TOKENS}
 """Labelling wants the likeliest answer; 2,048 tokens hold a label for each of 20 sentences."""
 
 
@@ -70,6 +71,9 @@ class LlmSettings(EndpointSettings):
     min_confidence: float | None = Field(None, ge=0, le=1)
     """For llm: leave out labels of less confidence; paid replies serve for every value. Default:
     0 in the strict convention, 0.5 in the broad one, which marks doubt below that."""
+    max_tokens: int = Field(MOST_TOKENS, ge=16)
+    """For llm: most tokens of a reply. 2,048 hold a label for each of 20 sentences; a model that
+    lists labels without end is cut there, and its document rejected."""
     prompt: str | None = None
     """For llm: a prompt in place of the convention's, or a path of your own."""
 
@@ -90,7 +94,7 @@ class LlmSettings(EndpointSettings):
             convention=self.convention,
             prompt=self.prompt,
             min_confidence=self.least_confidence,
-            sampling=self.sampling(**DRAWN),
+            sampling=self.sampling(**DRAWN | {"max_tokens": self.max_tokens}),
         )
         return service, task
 

@@ -28,11 +28,12 @@ from cbtqa.distortions.llm_labeller import (
 )
 from cbtqa.distortions.models import describe_model, save_linear, write_signature
 from cbtqa.distortions.taxonomy import Taxonomy
-from cbtqa.distortions.training import TrainingSettings, cross_validate, train_linear
+from cbtqa.distortions.training import TrainingSettings, cross_validate, n_fits, train_linear
 from cbtqa.errors import ConfigError, UsageError
 from cbtqa.files import write_json
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.cost import Estimate
+from cbtqa.llm.progress import StepCounter
 from cbtqa.llm.runs import estimate_run, open_run
 from cbtqa.manifest import refuse_empty
 from cbtqa.paths import refuse_existing
@@ -119,24 +120,29 @@ class TrainedReport(Record):
     types: dict[str, F1] = Field(default_factory=dict)
 
 
-def train_labeller(settings: TrainSettings, say: Say) -> TrainedReport:
+def train_labeller(
+    settings: TrainSettings, say: Say, *, on_progress: OnProgress | None = None
+) -> TrainedReport:
     """Reads the data, measures a model by cross-validation, trains on all of it, saves it."""
     gold = _read_gold(settings, say)
     if settings.out.exists() and any(settings.out.iterdir()):
         raise ConfigError(f"--out: {settings.out} is not empty")
     if settings.encoder is not None and settings.encoder_use == "tune":
-        return _tune(settings, gold, say)
+        return _tune(settings, gold, on_progress)
     shared = settings.model_dump(include={"strength", "invented", "at_least_one", "seed"})
     training = TrainingSettings(**shared)
     data = gold.texts, gold.matrix, gold.taxonomy, training
     reader = open_reader(settings.encoder) if settings.encoder else None
     given = None
+    n_all = n_fits(gold.taxonomy, training, settings.folds)
+    how: dict[str, Any] = {"reader": reader, "say": say}
+    how["counter"] = StepCounter(on_progress, n_all, "fits")
     if settings.folds:
         say(f"measuring by {settings.folds}-fold cross-validation (seed {settings.seed})")
-        given = cross_validate(*data, n_folds=settings.folds, reader=reader, say=say) > 0
+        given = cross_validate(*data, n_folds=settings.folds, **how) > 0
     report = _report(settings, gold, given)
     say(f"training on {len(gold.items):,} texts")
-    model = train_linear(*data, name=settings.short_name, reader=reader, say=say)
+    model = train_linear(*data, name=settings.short_name, **how)
     estimate = None
     if report.micro and report.binary:
         estimate = {
@@ -149,16 +155,19 @@ def train_labeller(settings: TrainSettings, say: Say) -> TrainedReport:
     return report
 
 
-def _tune(settings: TrainSettings, gold: GoldSet, say: Say) -> TrainedReport:
+def _tune(settings: TrainSettings, gold: GoldSet, on_progress: OnProgress | None) -> TrainedReport:
     from cbtqa.distortions.encoder import EncoderSettings, tune_encoder
 
     encoder = EncoderSettings(
         encoder=str(settings.encoder), epochs=settings.epochs, seed=settings.seed
     )
 
+    counters: list[StepCounter] = []
+
     def on_step(step: int, n_steps: int, loss: float) -> None:
-        if step % 50 == 0 or step == n_steps:
-            say(f"step {step} of {n_steps}, loss {loss:.4f}")
+        if not counters:
+            counters.append(StepCounter(on_progress, n_steps, "steps"))
+        counters[0].step(f"loss {loss:.4f}")
 
     tune_encoder(gold, encoder, settings.out, name=settings.short_name, on_step=on_step)
     described = {**encoder.model_dump(), "encoder": Path(encoder.encoder).name}

@@ -31,6 +31,7 @@ from cbtqa.distortions.patterns import PatternLabeller
 from cbtqa.distortions.taxonomy import Taxonomy, lift_id, load_taxonomy
 from cbtqa.errors import require
 from cbtqa.files import shipped_yaml
+from cbtqa.llm.progress import StepCounter
 from cbtqa.safety.normalise import language_of
 from cbtqa.settings import Settings
 
@@ -141,10 +142,20 @@ def train_linear(
     name: str = "linear",
     reader: MeansReader | None = None,
     say: Say | None = None,
+    counter: StepCounter | None = None,
 ) -> LinearModel:
-    """The model of all texts, with an encoder's columns where its reader is given."""
+    """The model of all texts, with an encoder's columns where its reader is given.
+
+    Args:
+        counter: counts the fits, see `n_fits`.
+    """
     trainer = _Trainer(texts, gold, taxonomy, settings or TrainingSettings(), name, reader, say)
-    return trainer.train(np.arange(len(texts)), say)
+    return trainer.train(np.arange(len(texts)), counter, "final model")
+
+
+def n_fits(taxonomy: Taxonomy, settings: TrainingSettings, n_folds: int = 0) -> int:
+    """Fits of a model, one for each type in each inner fold and once of all, and of its folds."""
+    return (n_folds + 1) * (settings.inner_folds + 1) * len(taxonomy.ids)
 
 
 def cross_validate(
@@ -156,6 +167,7 @@ def cross_validate(
     n_folds: int = 5,
     reader: MeansReader | None = None,
     say: Say | None = None,
+    counter: StepCounter | None = None,
 ) -> Floats:
     """Out-of-fold outcome, `(texts, types)`: the probability where the type is given, else -1 x it.
 
@@ -166,10 +178,8 @@ def cross_validate(
     trainer = _Trainer(texts, gold, taxonomy, settings, "fold", reader, say)
     outcome = np.zeros(gold.shape)
     for number, held_out in enumerate(split_folds(len(texts), n_folds, settings.seed), 1):
-        if say:
-            say(f"fold {number} of {n_folds}")
         part = np.setdiff1d(np.arange(len(texts)), held_out)
-        model = trainer.train(part)
+        model = trainer.train(part, counter, f"fold {number} of {n_folds}")
         probabilities = LinearLabeller(model).probabilities([texts[row] for row in held_out])
         given = decide(probabilities, model.thresholds, at_least_one=model.at_least_one)
         outcome[held_out] = np.where(given, probabilities, -probabilities)
@@ -212,20 +222,20 @@ class _Trainer:
             settings.at_least_one == "auto" and gold.shape[1] > 1 and bool(gold.any(axis=1).all())
         )
 
-    def train(self, part: Ints, say: Say | None = None) -> LinearModel:
+    def train(self, part: Ints, counter: StepCounter | None = None, stage: str = "") -> LinearModel:
         """Weights from the part; contrasts, calibration and thresholds from its inner folds."""
         settings = self._settings
         scores = np.zeros((len(self._contrasts), len(part), self._gold.shape[1]))
         inner = split_folds(len(part), settings.inner_folds, settings.seed + 1)
         for number, held_out in enumerate(inner, 1):
-            if say:
-                say(f"thresholds: inner fold {number} of {len(inner)}")
             seen = np.concatenate([np.delete(part, held_out), self._invented])
             *_, rows = self._rows(seen)
             fitted, unseen = rows[seen], rows[part[held_out]]
             for column in range(self._gold.shape[1]):
                 for place, model in enumerate(self._fit(fitted, seen, column, self._contrasts)):
                     scores[place, held_out, column] = unseen @ model.weights + model.bias
+                if counter:
+                    counter.step(f"{stage}, inner fold {number} of {len(inner)}")
         gold = self._gold[part]  # calibrated without the invented texts: their shares are made
         plain, mixed = self._calibrate(scores[0], gold), self._calibrate(scores.mean(axis=0), gold)
         contrasts = self._contrasts if mixed.quality > plain.quality else self._contrasts[:1]
@@ -235,9 +245,9 @@ class _Trainer:
         fitted = rows[part]
         models = []
         for column, type_id in enumerate(self._taxonomy.ids):
-            if say:
-                say(f"weights of {type_id}, {column + 1} of {gold.shape[1]}")
             models.append(mean_model(self._fit(fitted, part, column, contrasts)))
+            if counter:
+                counter.step(f"{stage}, weights of {type_id}")
         weights = np.stack([model.weights for model in models], axis=1)
         n_ngrams, n_light = len(buckets), len(buckets) + len(self._rules)
         return LinearModel(

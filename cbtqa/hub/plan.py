@@ -171,9 +171,11 @@ def write_provenance(
 
 KEY = "source_text"
 """Under this key the manifest's acknowledgements keep the permission."""
+AGREEMENT_ENDED = "2026-05-18"
+"""End of the period that PsyQA's public agreement prints (data/psyqa/README.md)."""
 NO_END = (
     "the end of the permission is not stated (--permission-until); the period printed in "
-    "PsyQA's agreement ended on 2026-05-18"
+    f"PsyQA's agreement ended on {AGREEMENT_ENDED}"
 )
 
 

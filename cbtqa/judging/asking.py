@@ -17,14 +17,16 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import Field
 
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import ChatRequest, Fault, Reply, Sampling
-from cbtqa.llm.journal import Outcome
-from cbtqa.llm.runs import EndpointSettings, Run
+from cbtqa.llm.cost import Estimate, sum_estimates
+from cbtqa.llm.journal import Journal, Outcome
+from cbtqa.llm.runs import EndpointSettings, Run, Service, estimate_run
 from cbtqa.llm.structured import find_echo, parse_object, strings_of_form
 from cbtqa.prompts import load_prompt
 from cbtqa.ratings.rubric import Criterion, Rubric
@@ -296,6 +298,59 @@ def rate(
         verdicts = task.verdicts(ask, run.journal.outcome(key)) | mended.get(key, {})
         for name, verdict in verdicts.items():
             yield ask, name, verdict
+
+
+def estimate_rating(
+    service: Service | None,
+    path: Path,
+    asks: Sequence[AskT],
+    task: JudgeTask[AskT] | None,
+    *,
+    name: str,
+    reply_tokens: int,
+) -> Estimate:
+    """What `rate` would still send: whole replies, and the criteria that the journal knows to be
+    faulty. Faults of replies that are still to come are known to nobody: `length_from` says so.
+
+    Args:
+        path: of the journal, which need not exist.
+        reply_tokens: of one criterion, assumed while the journal holds no reply.
+    """
+    if service is None or task is None:
+        return estimate_run(service, path, asks, task, name=name)
+    n_rounds = service.limits.max_attempts - 1
+    whole = {"name": name, "reply_tokens": reply_tokens * len(task.criteria)}
+    parts = [estimate_run(service, path, asks, task, **whole)]
+    if path.exists():
+        with Journal(path, read_only=True) as journal:
+            items = _open_criteria(journal, asks, task, n_rounds)
+        again, few = _CriteriaTask(task), {"name": name, "is_measured": False}
+        few["reply_tokens"] = reply_tokens
+        parts.append(estimate_run(service, path, items, again, **few))
+    first = parts[0]
+    more = f"; criteria with a fault are asked about again, in up to {n_rounds} rounds, on top"
+    same = {"name": first.name, "parts": (), "length_from": first.length_from + more}
+    return sum_estimates(name, first.n_items, first.n_left_out, parts).model_copy(update=same)
+
+
+def _open_criteria(
+    journal: Journal, asks: Sequence[AskT], task: JudgeTask[AskT], n_rounds: int
+) -> list[_Again[AskT]]:
+    """Criteria that a journal knows to be faulty and holds no later word on."""
+    again, found = _CriteriaTask(task), []
+    for ask in asks:
+        outcome = journal.outcome(task.key(ask))
+        faults = _faults((task.by_criterion(ask, outcome) if outcome else None) or {})
+        for number in range(1, n_rounds + 1):
+            if not faults:
+                break
+            item = _Again(ask, number, faults)
+            outcome = journal.outcome(again.key(item))
+            if outcome is None:
+                found.append(item)
+                break
+            faults = _faults(again.verdicts(item, outcome))
+    return found
 
 
 def _ask_criteria_again(

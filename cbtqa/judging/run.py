@@ -28,14 +28,14 @@ from cbtqa.judging.answers import (
     read_answers,
     read_human_ratings,
 )
-from cbtqa.judging.asking import AGAIN, JudgingSettings, Verdict, rate
+from cbtqa.judging.asking import AGAIN, JudgingSettings, Verdict, estimate_rating, rate
 from cbtqa.judging.correction import HumanSample, sample_of
 from cbtqa.judging.page import judge_page
 from cbtqa.judging.report import JudgeReport, make_report, report_markdown
 from cbtqa.judging.rules import RULES, rate_all_by_rules
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.cost import Estimate
-from cbtqa.llm.runs import Run, Service, estimate_run, open_run, refuse_foreign
+from cbtqa.llm.runs import Run, Service, open_run, refuse_foreign
 from cbtqa.manifest import MANIFEST_NAME, describe_file, refuse_empty, write_manifest
 from cbtqa.metrics.base import Signature, maker
 from cbtqa.metrics.rows import Columns
@@ -184,13 +184,13 @@ def estimate_judge(resolved: Resolved[JudgeSettings]) -> Estimate:
     """What a run would still send; raises what `judge` raises before it asks."""
     settings = resolved.values
     service, answers, task = _prepare(settings)
-    estimate = estimate_run(
+    estimate = estimate_rating(
         service,
         settings.out / JOURNAL_NAME,
         answers.asks(settings.repeats if service else 1),
         task,
         name="answers",
-        reply_tokens=REPLY_TOKENS * len(task.criteria),
+        reply_tokens=REPLY_TOKENS,
     )
     n_without = sum(map(answers.n_without_text, answers.systems))
     n_answers = len(answers.asks(1))

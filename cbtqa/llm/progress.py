@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -49,6 +50,8 @@ class Progress:
     """What the run waits for, or which server it goes on without; mostly empty."""
     notices: tuple[str, ...] = ()
     """What is to be said once, in the order in which it came up."""
+    unit: str = ""
+    """What is counted, in the plural, where it is no item of a file: `steps`."""
 
     @property
     def n_done(self) -> int:
@@ -104,6 +107,45 @@ class RecentRate:
 
 def _is_past(end: tuple[float, int], now: float, most: int) -> bool:
     return now - end[0] >= RATE_WINDOW_S and end[1] <= most
+
+
+class StepCounter:
+    """The progress of a work in this process whose steps are known beforehand, such as training.
+
+    counter = StepCounter(on_progress, n_steps, "steps", n_before=resumed)
+    counter.step(note="loss 1.2345")
+    """
+
+    def __init__(
+        self,
+        on_progress: Callable[[Progress], None] | None,
+        n_total: int,
+        unit: str,
+        *,
+        n_before: int = 0,
+    ) -> None:
+        self._on_progress, self._n_total, self._unit = on_progress, n_total, unit
+        self._n_before, self._n_done, self._rate = n_before, 0, RecentRate()
+        self._started = time.monotonic()
+
+    def step(self, note: str = "") -> None:
+        """One more step is done."""
+        self._n_done += 1
+        rate = self._rate.per_s(self._n_done, 0)
+        left = self._n_total - self._n_before - self._n_done
+        if self._on_progress is not None:
+            self._on_progress(
+                Progress(
+                    n_total=self._n_total,
+                    n_skipped=self._n_before,
+                    n_accepted=self._n_done,
+                    elapsed_s=time.monotonic() - self._started,
+                    rate_per_s=rate,
+                    eta_s=max(0, left) / rate if rate else None,
+                    note=note,
+                    unit=self._unit,
+                )
+            )
 
 
 REPLIES_IN_MEAN = 50

@@ -20,9 +20,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from cbtqa.errors import BadResponseError, EndpointError, EndpointTimeoutError
-from cbtqa.llm.chat import Reply
+from cbtqa.llm.chat import ChatRequest, Reply
 from cbtqa.llm.endpoint import Endpoint
-from cbtqa.llm.protocol import error_of, parse_completion
+from cbtqa.llm.protocol import error_of, parse_completion, request_body
 from cbtqa.llm.server_words import described
 
 if TYPE_CHECKING:
@@ -273,3 +273,18 @@ class SdkTransport:
 
 
 Transport = HttpTransport | SdkTransport
+
+
+def ask_now(endpoint: Endpoint, request: ChatRequest, timeout_s: float) -> Reply:
+    """The reply to one request, asked once and kept nowhere.
+
+    Raises:
+        EndpointError: no key, no connection, no whole answer in time, or none of the protocol.
+    """
+    return asyncio.run(_ask_now(endpoint, request, timeout_s))
+
+
+async def _ask_now(endpoint: Endpoint, request: ChatRequest, timeout_s: float) -> Reply:
+    async with open_transport(endpoint, 1) as transport:
+        body = request_body(request, endpoint, "text", 1)
+        return (await transport.send(body, timeout_s)).reply

@@ -106,6 +106,37 @@ def _shown_anywhere(probabilities: Floats) -> Bools:
     return np.asarray(expected[:-1] >= ENOUGH)
 
 
+LEAST_STEPS = 3
+"""Steps that must be found in order, before an answer is shown as divided into steps."""
+
+
+def steps_of(text: str) -> list[tuple[str, str]] | None:
+    """An answer as stretches with the names of their steps, for a reader; None without steps.
+
+    Five paragraphs are the five steps, as `CbtSteps.joined` writes them. Otherwise the shipped
+    model divides; a stretch whose step is not found for certain goes to the one before it.
+    """
+    paragraphs = [one.strip() for one in text.split("\n\n") if one.strip()]
+    if len(paragraphs) == len(STEP_NAMES):
+        return list(zip(STEP_NAMES, paragraphs, strict=True))
+    sentences = sentences_of(text)
+    if not sentences:
+        return None
+    probabilities = shipped_model().probabilities(sentences)
+    found = found_steps(probabilities)
+    if found.sum() < LEAST_STEPS:
+        return None
+    parts: list[tuple[str, str]] = []
+    now = STEP_NAMES[int(found.argmax())]
+    for sentence, step in zip(sentences, divide(probabilities), strict=True):
+        now = STEP_NAMES[step] if found[step] else now
+        if parts and parts[-1][0] == now:
+            parts[-1] = (now, parts[-1][1] + sentence)
+        else:
+            parts.append((now, sentence))
+    return [(name, part.strip()) for name, part in parts]
+
+
 @lru_cache(1 << 13)  # both metrics ask for the same block of texts, one after the other
 def order_of(text: str, model: StepModel) -> tuple[frozenset[str], frozenset[str]]:
     """Names of the steps found, each after the ones before it, and of those found out of order."""

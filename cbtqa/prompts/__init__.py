@@ -40,6 +40,9 @@ class PromptHeader(Record):
     """Where the idea comes from; the wording is ours."""
     rules: NonEmptyText | None = None
     """The rules file that fills its holes and checks its replies, such as `cbt_answer.rules`."""
+    note: NonEmptyText | None = None
+    """What ends the newest message of a conversation. What changes with every message is here and
+    not in the system text: all before it is then read from a server's prefix cache."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,11 @@ class Prompt:
             raise PromptError(f"prompt {self.name} uses ${missing[0]}", hint=hint)
         return self.render(**{name: offered[name] for name in names})
 
+    def fill_note(self, offered: Mapping[str, str]) -> str | None:
+        """The note that ends the newest message; None where the prompt has none."""
+        note = self.header.note
+        return None if note is None else Template(note).substitute(offered)
+
 
 def fence(text: str) -> str:
     """Foreign text between delimiters that it cannot close itself."""
@@ -107,7 +115,8 @@ def parse_prompt(text: str, where: str) -> Prompt:
     except (DataError, ValueError) as error:
         raise PromptError(f"{error}", where=where) from None
     system, user = Template(match["system"].strip()), Template(match["user"].strip())
-    used = set(system.get_identifiers()) | set(user.get_identifiers())
+    blocks = (system, user, Template(header.note or ""))
+    used = {name for block in blocks for name in block.get_identifiers()}
     if used != set(header.variables):
         found = f"declares {sorted(header.variables)} but uses {sorted(used)}"
         raise PromptError(found, where=where)

@@ -22,6 +22,7 @@ from cbtqa.files import read_text
 from cbtqa.llm.chat import Sampling
 from cbtqa.llm.endpoint import checked_url
 from cbtqa.plain_values import parse_yaml
+from cbtqa.prompts import load_prompt
 from cbtqa.records import NonEmptyText
 from cbtqa.settings import Settings
 
@@ -330,9 +331,11 @@ class StudySettings(Settings):
         return own or self.shipped_prompt(f"session_therapist_{self.approach}")
 
     def shipped_prompt(self, name: str) -> str:
-        """Name of a shipped prompt in this study's version; a version or path given stays."""
-        has_version = self.prompt_version is not None and "." not in name
-        return f"{name}.v{self.prompt_version}" if has_version else name
+        """Name of a shipped prompt in this study's version, or the newest before it; a version or
+        path given stays."""
+        if self.prompt_version is None or "." in name:
+            return name
+        return f"{name}.v{min(self.prompt_version, load_prompt(name).header.version)}"
 
     def players(self) -> tuple[Player, ...]:
         """Everyone who is asked in a session."""

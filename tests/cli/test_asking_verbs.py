@@ -23,8 +23,8 @@ BLOCK = {
 LEAVES = {words: one for words, one in walk_commands() if not hasattr(one, "list_commands")}
 FLAGS = {words: {flag for p in one.params for flag in p.opts} for words, one in LEAVES.items()}
 ASKING = [words for words, flags in FLAGS.items() if "--endpoint" in flags]
-RUNS = [words for words in ASKING if words != "cbtqa chat"]
-"""Chat asks one question at a time, whoever is asked: pace, price and dry run have no sense."""
+RUNS = [words for words in ASKING if words not in ("cbtqa chat", "cbtqa doctor")]
+"""These ask one question at a time, whoever is asked: pace, price and dry run have no sense."""
 SIMULATE = "cbtqa simulate "
 
 
@@ -206,7 +206,7 @@ def test_chat_sends_further_fields_too(folder: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "thinking=false"])
-@pytest.mark.parametrize("verb", ASKING)
+@pytest.mark.parametrize("verb", [*RUNS, "cbtqa chat"])
 def test_what_is_no_json_object_is_a_usage_error_that_names_the_flag(
     verb: str, text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

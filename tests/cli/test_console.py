@@ -9,7 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from cbtqa.cli import console
 from cbtqa.cli.console import (
+    LiveProgress,
     clean,
     fit_parts,
     print_facts,
@@ -167,3 +169,21 @@ def test_a_long_note_is_cut_to_the_line_and_not_left_out() -> None:
     assert "waiting for gpu-box: answered 503: Loading" in line and line.endswith("…")
     assert cell_len(line) <= 79 and "\n" not in line
     assert fit_parts(["answering with 很长的模型名" * 9], 79).startswith("answering with 很长")
+
+
+def test_slow_steps_are_told_in_seconds_each() -> None:
+    slow = Progress(n_total=300, n_skipped=60, n_accepted=15, rate_per_s=0.04, unit="steps")
+    assert progress_parts(slow)[:2] == ["75 of 300 steps", "25.0 s each"]
+
+
+def test_in_a_pipe_there_is_one_line_in_so_many_seconds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    shown = LiveProgress(None)
+    for number in range(1, 301):
+        now[0] += 1.0
+        shown.update(Progress(n_total=300, n_accepted=number, rate_per_s=1.0, unit="steps"))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(" of ")[0] for line in lines] == ["10", "70", "130", "190", "250"]

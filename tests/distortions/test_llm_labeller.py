@@ -10,6 +10,7 @@ from cbtqa.distortions.llm_labeller import (
     MOST_SENTENCES,
     Found,
     LabellingTask,
+    LlmSettings,
     TextsToLabel,
     cut_document,
     join_found,
@@ -203,3 +204,11 @@ def test_what_a_document_has_is_what_its_sentences_have_the_surest_of_each_type(
     whole = join_found(found)
     assert [(one.id, one.evidence) for one in whole.labels] == [("labeling", "废物，真的")]
     assert whole.hopelessness == "撑不下去了"
+
+
+def test_the_length_of_a_reply_is_the_users_to_set() -> None:
+    settings = LlmSettings(endpoint="http://127.0.0.1:9/v1", model="m", max_tokens=300)
+    _, task = settings.labelling(load_taxonomy("burns-10"))
+    assert task.request(TextsToLabel("q", ("我什么都做不好。",))).sampling.max_tokens == 300
+    plain = LlmSettings(endpoint="http://127.0.0.1:9/v1", model="m")
+    assert plain.labelling(load_taxonomy("burns-10"))[1].fingerprint() != task.fingerprint()

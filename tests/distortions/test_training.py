@@ -29,9 +29,11 @@ from cbtqa.distortions.training import (
     fit_type,
     invented_texts,
     mean_model,
+    n_fits,
     train_linear,
 )
 from cbtqa.errors import DataError
+from cbtqa.llm.progress import Progress, StepCounter
 from tests.distortions.texts import invented_gold
 from tests.support.labels import is_evident
 
@@ -106,7 +108,14 @@ def test_thresholds_part_what_can_be_parted_and_never_give_a_type_without_exampl
 
 
 def test_cross_validation_learns_what_is_learnable_and_is_the_same_every_time() -> None:
-    outcome = cross_validate(GOLD.texts, GOLD.matrix, GOLD.taxonomy, SETTINGS, n_folds=3)
+    told: list[Progress] = []
+    n_all = n_fits(GOLD.taxonomy, SETTINGS, 3)
+    counter = StepCounter(told.append, n_all, "fits")
+    data = (GOLD.texts, GOLD.matrix, GOLD.taxonomy, SETTINGS)
+    outcome = cross_validate(*data, n_folds=3, counter=counter)
+    n_types = len(GOLD.taxonomy.ids)
+    assert told[-1].n_done == n_all - 4 * n_types  # the final model is still to come
+    assert told[-1].note.startswith("fold 3 of 3, weights of ")
     given = outcome > 0
     right = 2 * (given & GOLD.matrix).sum() / (given.sum() + GOLD.matrix.sum())
     assert right > 0.95

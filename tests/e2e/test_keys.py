@@ -180,6 +180,7 @@ CALLS = {
         lambda folder, url: [_questions(folder), *_at(url), "--out", folder / "out"]
     ),
     "cbtqa chat": Call(lambda folder, url: [*_at(url), "--ask", "最近总是睡不好怎么办", "--json"]),
+    "cbtqa doctor": Call(lambda folder, url: _at(url)),
     "cbtqa judge": Call(_judge),
     "cbtqa safety check": Call(_check, lambda seen: json.dumps({"problems": []})),
     "cbtqa safety screen": Call(

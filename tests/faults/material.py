@@ -58,6 +58,7 @@ NEEDED = {
     *("compare predictions", "judge predictions", "judge --questions", "simulate export sessions"),
     *("simulate judge sessions", "simulate analyse source", "simulate lint path"),
     *("simulate profiles source", "simulate run study", "build-dataset input", "data check file"),
+    "doctor data",
 }
 """Places without which a command does nothing, or something else, though it may go without."""
 OUT = {
@@ -73,6 +74,7 @@ GOOD: dict[str, str] = {
     "build-dataset input": "psyqa.json",
     "stats dataset": "dataset",
     "data check file": "psyqa.json",
+    "doctor data": "psyqa.json",
     "reproduce recipe": "recipe.yaml",
     "reproduce --data": "psyqa.json",
     "report runs": "experiment",

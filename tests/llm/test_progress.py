@@ -9,7 +9,7 @@ import pytest
 from cbtqa.llm import progress
 from cbtqa.llm.cost import LATENCY_S, time_of
 from cbtqa.llm.journal import Entry, State, Totals
-from cbtqa.llm.progress import Meter, RecentRate
+from cbtqa.llm.progress import Meter, Progress, RecentRate, StepCounter
 from cbtqa.records import Usage
 
 
@@ -96,3 +96,15 @@ def test_a_dry_run_of_few_requests_takes_as_long_as_one_reply() -> None:
     assert time_of(65, Usage(), 64, None, None) == (2 * LATENCY_S, "in_flight")
     assert time_of(1, Usage(), 64, 600, None)[0] == LATENCY_S
     assert time_of(0, Usage(), 64, 600, None)[0] == 0
+
+
+def test_steps_of_a_resumed_work_are_counted_and_timed_by_the_last_minute(clock: Clock) -> None:
+    told: list[Progress] = []
+    counter = StepCounter(told.append, 300, "steps", n_before=100)
+    for number in range(100):
+        clock.now += 10.0 if number < 60 else 30.0  # it grew slower
+        counter.step(note=f"loss {number}")
+    last = told[-1]
+    assert (last.n_done, last.n_total, last.unit, last.note) == (200, 300, "steps", "loss 99")
+    assert last.rate_per_s == pytest.approx(1 / 30) and last.eta_s == pytest.approx(3000)
+    StepCounter(None, 1, "steps").step()  # nobody listens

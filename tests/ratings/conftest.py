@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import socket
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +14,8 @@ from cbtqa.ratings.design import NewStudy, NewStudySettings, create_study
 from cbtqa.ratings.sheets import write_sheets
 from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import StudyFolder
-from cbtqa.ratings.web.app import allowed_hosts, create_app, make_server, tcp_listener
+from cbtqa.ratings.web.app import create_app
+from tests.support.served import Served
 
 HOSTILE = (
     '<script>document.title="owned"</script><img src=x onerror="document.title=1"> & {{ 7*7 }}'
@@ -126,7 +124,7 @@ def rate_rows(rate: Callable[[str, str], Any]) -> Callable[[Any, dict[str, int]]
     return edit
 
 
-class RunningForm:
+class RunningForm(Served):
     """The form on a port of its own, in a thread."""
 
     def __init__(
@@ -137,28 +135,8 @@ class RunningForm:
         links: dict[str, str] | None = None,
         read_timeout_s: float = 60.0,
     ) -> None:
-        self.listener = tcp_listener()
-        self.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.listener.bind(("127.0.0.1", port))
-        self.port: int = self.listener.getsockname()[1]
-        app = create_app(folder, store, allowed_hosts(self.port))
-        self.server = make_server(app, read_timeout_s)
-        self.thread = threading.Thread(target=self.server.run, args=([self.listener],))
-        self.thread.start()
-        while not self.server.started:
-            time.sleep(0.01)
+        super().__init__(lambda hosts: create_app(folder, store, hosts), port, read_timeout_s)
         self.links = links or {rater: store.issue_link(rater) for rater in folder.study.raters}
-
-    @property
-    def address(self) -> str:
-        """Where the form is."""
-        return f"http://127.0.0.1:{self.port}"
-
-    def stop(self) -> None:
-        """Ends the server."""
-        self.server.should_exit = True
-        self.thread.join(10)
-        self.listener.close()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import pytest
 from cbtqa.ratings.design import NewStudySettings, create_study
 from cbtqa.ratings.store import Store
 from cbtqa.ratings.study import StudyFolder
-from cbtqa.ratings.web.guards import FailureLimit
+from cbtqa.web.guards import FailureLimit
 from tests.ratings.conftest import FORMULA, HOSTILE, RunningForm, write_inputs
 
 

@@ -179,6 +179,11 @@ def test_a_run_stopped_between_the_rounds_asks_only_for_what_it_lacks(tmp_path: 
             judged(study, server, repeats=1, in_flight=1, budget_tokens=6_500)
         n_before = len(server.requests)
         assert 4 < n_before < 8, "the budget was meant to end among the single items"
+        estimate = estimate_judging(
+            settings_of(study, endpoint=server.url, model=("m",), repeats=1, instrument=("ctrs",))
+        )
+        assert estimate.n_requests == 8 - n_before, "the items that the journal knows to be faulty"
+        assert "in up to 2 rounds, on top" in estimate.parts[0].length_from
         (form,) = judged(study, server, repeats=1)
         assert sum(server.paid.values()) == 8
     assert form.n_scored == form.n_ratings == 44

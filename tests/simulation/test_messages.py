@@ -151,12 +151,24 @@ def test_the_therapist_is_told_which_message_it_writes_and_which_is_the_last() -
     view = _view(turns={"min": 1, "max": 2})
 
     def told(*turns: Turn) -> str:
-        return view.therapist_messages(turns)[0]["content"]
+        return view.therapist_messages(turns)[-1]["content"]
 
-    assert "message number 1 of at most 2; the last one: no" in told(TURNS[0])
-    assert "message number 2 of at most 2; the last one: yes" in told(*TURNS)
-    # a whole session to learn from has one head for all its messages
-    assert "message number 1 to 1 of at most 2; the last one: number 2" in told(*TURNS[:2])
+    assert told(TURNS[0]).endswith("message number 1 of at most 2; the last one: no.]")
+    assert told(*TURNS).endswith("message number 2 of at most 2; the last one: yes.]")
+    # a whole session to learn from holds what was said, and no note
+    assert told(*TURNS[:2]) == TURNS[1].text
+    second = _view(turns={"min": 1, "max": 2}, prompt_version=2)
+    system = second.therapist_messages(TURNS[:2])[0]["content"]
+    assert "message number 1 to 1 of at most 2; the last one: number 2" in system
+
+
+def test_all_before_the_newest_message_stays_the_same_for_the_prefix_cache_of_a_server() -> None:
+    view = _view()
+    first, second = view.therapist_messages(TURNS[:1]), view.therapist_messages(TURNS)
+    assert first[0] == second[0] and second[1]["content"] == TURNS[0].text
+    assert first[1]["content"].startswith(second[1]["content"])  # the note comes after it
+    older = _view(prompt_version=2)
+    assert older.therapist_messages(TURNS[:1])[0] != older.therapist_messages(TURNS)[0]
 
 
 @pytest.mark.parametrize("approach", ["cbt", "act"])
@@ -167,14 +179,16 @@ def test_newest_session_prompts_are_the_default_and_a_study_can_keep_the_first(
     course = {"sessions": 2, "summariser": {"scripted": "summariser"}}
     newest = _view(approach=approach, **players, **course)
     first = _view(approach=approach, prompt_version=1, **players, **course)
-    assert {prompt.header.version for prompt in newest.prompts} == {2}
+    assert [prompt.header.version for prompt in newest.prompts] == [3, 2, 2, 2, 2]
     assert {prompt.header.version for prompt in first.prompts} == {1}
     assert [one.header.id for one in first.prompts] == [one.header.id for one in newest.prompts]
     assert first.fingerprint != newest.fingerprint
     # that it is named changes no word: only what the prompts hold counts
-    assert _view(approach=approach, prompt_version=2, **players, **course).fingerprint == (
+    assert _view(approach=approach, prompt_version=3, **players, **course).fingerprint == (
         newest.fingerprint
     )
+    second = _view(approach=approach, prompt_version=2, **players, **course)
+    assert {prompt.header.version for prompt in second.prompts} == {2}
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

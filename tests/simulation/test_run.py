@@ -468,6 +468,19 @@ def test_other_settings_are_refused_with_the_difference_unless_asked_for(tmp_pat
     assert run_study(study_of(), tmp_path / "s", limits=QUICK).was_complete, "its turns are kept"
 
 
+def test_a_folder_goes_on_with_the_prompts_that_it_was_begun_with(tmp_path: Path) -> None:
+    older = study_of(prompt_version=2)
+    first = _played(older, tmp_path / "s")
+    # the same study as somebody has it who never named a version, after newer ones came
+    result = run_study(study_of(), tmp_path / "s", limits=QUICK)
+    assert result.was_complete and StudyFolder(tmp_path / "s").study().prompt_version == 2
+    again = StudyFolder(tmp_path / "s").read_sessions()
+    assert [one.turns for one in again] == [one.turns for one in first]
+    newest = run_study(study_of(), tmp_path / "new", limits=QUICK)
+    assert StudyFolder(tmp_path / "new").study().prompt_version is None
+    assert any(name.endswith(".v3") for name in newest.manifest.prompts)
+
+
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="not empty and holds no study"):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cbtqa.cli import main as program
+from cbtqa.cli.finetune import answer_of, show_dry_run
 from cbtqa.errors import CbtqaError, ConfigError, DataError, MissingExtraError, UsageError
 from cbtqa.files import read_rows
 from cbtqa.settings import resolve
@@ -251,3 +252,22 @@ def test_a_real_7b_shape_takes_seconds_and_under_two_gigabytes(bench: Path) -> N
     assert after.ru_maxrss / 1024 < 2048, "MiB"
     cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     assert cpu_s < 20, "10 on an idle machine is the aim; hyper-threads in use double CPU seconds"
+
+
+def test_the_answer_comes_first_and_is_what_the_table_of_cards_says(
+    large: DryRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_dry_run(large)
+    shown = capsys.readouterr().out
+    assert shown.splitlines()[:2] == answer_of(large)
+    assert shown.index("One card: fits") < shown.index("Cards\n") < shown.index("Settings\n")
+    fitting = [one for one in large.cards if one.fits]
+    last = answer_of(large)[-1]
+    assert f"{len(fitting)} of 5 kinds" in last and "token counts are approximate" in last
+    assert min(fitting, key=lambda one: one.memory_bytes).card in last
+    none = [one.model_copy(update={"fits": False, "seconds": None}) for one in large.cards]
+    divided = [none[0].model_copy(update={"n_fsdp_cards": 4}), *none[1:]]
+    told = answer_of(large.model_copy(update={"cards": tuple(divided)}))[-1]
+    assert "fits on no kind; divided by FSDP it fits on 4 x H200" in told
+    told = answer_of(large.model_copy(update={"cards": tuple(none)}))[-1]
+    assert "--method qlora" in told

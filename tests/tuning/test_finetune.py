@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from cbtqa.errors import CbtqaError, ConfigError, DataError, IncompleteRunError, UsageError
 from cbtqa.files import read_rows
+from cbtqa.llm.progress import Progress
 from cbtqa.manifest import read_manifest
 from cbtqa.settings import resolve
 from cbtqa.tuning.libraries import is_disk_full, is_out_of_memory
@@ -237,9 +239,18 @@ def test_a_checkpoint_cut_off_while_being_written_is_not_used(tmp_path: Path) ->
 def test_a_dataset_without_validation_split_is_trained_without_evaluation(
     bench: Path, tmp_path: Path
 ) -> None:
-    counts = _run(bench, tmp_path / "plain", validation_data=None, epochs=1).manifest.counts
+    said: list[str] = []
+    told: list[Progress] = []
+    flags = _flags(bench, tmp_path / "plain") | {"validation_data": None, "epochs": 1}
+    resolved = resolve(FinetuneSettings, flags=flags, environ={})
+    counts = finetune(resolved, on_stage=said.append, on_progress=told.append).manifest.counts
     assert counts["eval_loss"] is None and "validation" not in counts
     assert not (tmp_path / "plain/samples.jsonl").exists()
+    assert any("no validation set" in words for words in said)
+    n_steps = counts["n_steps_planned"]
+    assert [one.n_done for one in told] == list(range(1, n_steps + 1))
+    assert {one.n_total for one in told} == {n_steps} and told[0].unit == "steps"
+    assert told[-1].eta_s == 0 and re.search(r"^loss \d+\.\d{4}, [\d,]+ tokens/s$", told[-1].note)
 
 
 @pytest.mark.slow

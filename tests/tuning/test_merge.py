@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,13 @@ import transformers
 from cbtqa.cli.main import _run as run
 from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import read_json, write_json
+from cbtqa.records import Question
+from cbtqa.safety.notices import not_a_therapist
+from cbtqa.tuning.answering.model import open_model
+from cbtqa.tuning.answering.modelfile import write_modelfile
+from cbtqa.tuning.answering.settings import SpeakerSettings
 from cbtqa.tuning.backbones import find_backbone
+from cbtqa.tuning.data.examples import prompt_messages
 from cbtqa.tuning.weights.adapter import read_adapter
 from cbtqa.tuning.weights.convert import convert
 from cbtqa.tuning.weights.files import (
@@ -294,12 +302,61 @@ def test_what_is_no_adapter_is_told_so(base: Path, tmp_path: Path) -> None:
 # --- the command ---------------------------------------------------------------------------------
 
 _STAND_IN = """
-import pathlib, sys
-folder, out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[3])
-assert (folder / "merge.json").is_file() and sys.argv[2:6:2] == ["--outfile", "--outtype"]
+import argparse, pathlib, sys
+given = argparse.ArgumentParser()  # the options of llama.cpp's own that are used here
+given.add_argument("model", type=pathlib.Path)
+given.add_argument("--outfile", type=pathlib.Path)
+given.add_argument(
+    "--outtype", choices=["f32", "f16", "bf16", "q8_0", "tq1_0", "tq2_0", "auto"], default="auto"
+)
+words = given.parse_args()
+assert (words.model / "merge.json").is_file() and words.outtype == "f16"
 print("talk of the converter")
-out.write_bytes(sys.stdin.buffer.read(0) + {content!r})
+words.outfile.write_bytes(sys.stdin.buffer.read(0) + {content!r})
 """
+
+
+def _field(modelfile: str, name: str) -> list[str]:
+    """The values of an instruction of a Modelfile, between three quotation marks each."""
+    return re.findall(rf'^{name} """(.*?)"""$', modelfile, re.M | re.S)
+
+
+def _by_ollama(template: str, system: str, prompt: str, response: str) -> str:
+    """What Ollama makes of a TEMPLATE of this one shape."""
+    shape = r"\{\{ if \.System \}\}(.*)\{\{ else \}\}(.*)\{\{ end \}\}(.*)"
+    told, plain, rest = re.fullmatch(shape, template, re.S).groups()  # type: ignore[union-attr]
+    text = (told if system else plain) + rest
+    values = {".System": system, ".Prompt": prompt, ".Response": response}
+    for name, value in values.items():
+        text = text.replace(f"{{{{ {name} }}}}", value)
+    assert "{{" not in text
+    return text
+
+
+def test_a_modelfile_asks_as_the_model_was_trained_and_stops_where_it_ends(
+    base: Path, tmp_path: Path
+) -> None:
+    save_adapter(tmp_path / "adapter", base)
+    merge(tmp_path / "adapter", tmp_path / "out", base=str(base))
+    path = write_modelfile(tmp_path / "out", tmp_path / "adapter", tmp_path / "cbt.gguf")
+    text = path.read_text("utf-8")
+    assert "FROM ./cbt.gguf\n" in text and path.name == "cbt.Modelfile"
+    model = open_model(SpeakerSettings(model=str(tmp_path / "out")))
+    (template,), (system,) = _field(text, "TEMPLATE"), _field(text, "SYSTEM")
+    asked = prompt_messages(Question(id="q", question="最近睡不好。"), "answer")
+    assert system == asked[0]["content"]
+    bos = model.chat.tokenizer.bos_token or ""
+    for said in (system, ""):
+        messages = asked if said else asked[1:]
+        wanted = model.chat.prompt_text(messages).removeprefix(bos) + "慢慢来。"
+        found = _by_ollama(template, said, asked[1]["content"], "慢慢来。")
+        assert found == wanted + model.chat.end_text
+    stops = re.findall(r'^PARAMETER stop """(.*?)"""$', text, re.M | re.S)
+    assert model.chat.end_text in stops
+    assert set(model.chat.tokenizer.convert_tokens_to_ids(stops)) == set(model.stops)
+    assert not_a_therapist() in _field(text, "LICENSE")[0] and "no crisis screen" in text
+    with pytest.raises(UsageError, match="exists already"):
+        write_modelfile(tmp_path / "out", tmp_path / "adapter", tmp_path / "cbt.gguf")
 
 
 def test_the_command_prints_what_to_serve_and_writes_gguf(
@@ -317,13 +374,26 @@ def test_the_command_prints_what_to_serve_and_writes_gguf(
     assert "git clone https://github.com/ggml-org/llama.cpp" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()  # told before the work, not after it
     monkeypatch.setenv("LLAMA_CPP", str(tmp_path))
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, *more: None if name == "gguf" else real(name, *more),
+    )
+    assert run(words, is_debug=False) == 3
+    assert "needs the Python package gguf" in capfd.readouterr().err
+    (tmp_path / "gguf-py").mkdir()
     assert run([*words, "--json"], is_debug=False) == 0
     told = capfd.readouterr()
     serve = json.loads(told.out)["serve"]
     assert serve["vllm"].startswith("vllm serve out ")
-    assert CONVERTER in serve["llama.cpp"]
     assert "talk of the converter" in told.err
     assert (tmp_path / "out.gguf").read_bytes().startswith(b"GGUF")
+    assert serve["llama.cpp"] == "llama-server -m out.gguf"
+    assert serve["ollama"] == "ollama create out -f out.Modelfile"
+    assert (tmp_path / "out.Modelfile").is_file()
+    words[3] = "other"
+    assert run(words, is_debug=False) == 2
+    assert "out.gguf exists already" in capfd.readouterr().err and not Path("other").exists()
 
 
 def test_a_converter_that_fails_leaves_no_gguf(base: Path, tmp_path: Path) -> None:

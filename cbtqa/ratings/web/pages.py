@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
-from importlib.resources import files
 from itertools import groupby
 from typing import Any
-
-from markupsafe import Markup
 
 from cbtqa.files import shipped_yaml
 from cbtqa.ratings.answers import Answer, is_done
 from cbtqa.ratings.rubric import Criterion, Language
 from cbtqa.ratings.study import Presentation, StudyFolder
-from cbtqa.ratings.web.guards import current_nonce
-from cbtqa.report.page import template_environment
-from cbtqa.safety.notices import help_text
+from cbtqa.web.pages import asset, render
 
+PACKAGE = "cbtqa.ratings.web"
 MARK_KEYS = "1234567890qwertyuiopasdhjklzvm"
 """Keys of marks in order; those of the form's own actions (b c f g n x) are left out."""
 FEW_POINTS = 4
@@ -35,33 +31,10 @@ def form_words(language: Language) -> Mapping[str, Any]:
     return words
 
 
-@cache
-def _asset(name: str) -> Markup:
-    """Our own style or script, which needs no escaping."""
-    return Markup((files("cbtqa.ratings.web") / "templates" / name).read_text(encoding="utf-8"))
-
-
-def render(template: str, language: Language, title: str, **values: Any) -> str:
-    page = template_environment("cbtqa.ratings.web").get_template(template)
-    return page.render(
-        words=form_words(language),
-        language=language,
-        title=title,
-        nonce=current_nonce.get(),
-        style=_asset("form.css"),
-        helpline=help_text(language, "page"),
-        **values,
-    )
-
-
-def render_message(language: Language, name: str) -> str:
+def render_form(template: str, language: Language, title: str, **values: Any) -> str:
+    """A page of the form."""
     words = form_words(language)
-    return render("message.html.j2", language, words["app"], message=words[name])
-
-
-def render_entry(language: Language) -> str:
-    """The page a personal link opens: it moves on at once, so that the cookie counts as ours."""
-    return render("entry.html.j2", language, form_words(language)["app"])
+    return render(PACKAGE, template, language, words, title, style="form.css", **values)
 
 
 def render_welcome(
@@ -72,7 +45,7 @@ def render_welcome(
     cells = [(p.order, is_done(folder, answers.get(p.code))) for p in shown]
     n_done = sum(done for _, done in cells)
     first_open = next((number for number, done in cells if not done), 1)
-    return render(
+    return render_form(
         "welcome.html.j2",
         language,
         title_of(folder, language),
@@ -100,7 +73,7 @@ def render_item(
         "next": f"/item/{shown.order + 1}" if shown.order < len(plan) else "/",
         "words": {name: form_words(language)[name] for name in _WORDS_OF_SCRIPT},
     }
-    return render(
+    return render_form(
         "item.html.j2",
         language,
         title_of(folder, language),
@@ -111,7 +84,7 @@ def render_item(
         mark_keys=data["mark_keys"],
         few_points=FEW_POINTS,
         data=data,
-        script=_asset("form.js"),
+        script=asset(PACKAGE, "form.js"),
         is_last=shown.order == len(plan),
         n_done=n_done,
         n_total=len(plan),

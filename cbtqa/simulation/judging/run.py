@@ -24,11 +24,11 @@ from pydantic import Field
 
 from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import parse_record, read_json, write_json, write_jsonl
-from cbtqa.judging.asking import AGAIN, JudgingSettings, Verdict, rate
+from cbtqa.judging.asking import AGAIN, JudgingSettings, Verdict, estimate_rating, rate
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import Sampling
 from cbtqa.llm.cost import Estimate, Price, sum_estimates
-from cbtqa.llm.runs import Run, Service, estimate_run, open_run
+from cbtqa.llm.runs import Run, Service, open_run
 from cbtqa.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -255,13 +255,13 @@ def estimate_judging(resolved: Resolved[SessionJudgeSettings]) -> Estimate:
     works, parts = _prepare(resolved), []
     for work in works:
         service = work.judge.service
-        part = estimate_run(
+        part = estimate_rating(
             service,
             work.folder / JOURNAL_NAME,
             work.asks(),
             work.task(service) if service else None,
             name="sessions",
-            reply_tokens=REPLY_TOKENS * len(work.instrument.items),
+            reply_tokens=REPLY_TOKENS,
         )
         parts.append(part.model_copy(update={"name": work.name}))
     n_sessions, n_unfit = len(works[0].sessions), len(works[0].unfit)

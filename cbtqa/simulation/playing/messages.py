@@ -129,7 +129,8 @@ class SessionView:
 
     def therapist_messages(self, turns: Sequence[Turn]) -> list[Message]:
         """The therapist's view after these turns; the last of them is the patient's."""
-        messages: list[Message] = [*self._therapist_head(turns)]
+        offered = self._offered(turns)
+        messages: list[Message] = [*self.therapist_prompt.fill(offered)]
         for turn in turns[1:]:
             if turn.role == "patient":
                 messages.append({"role": "user", "content": turn.text})
@@ -137,18 +138,24 @@ class SessionView:
                 has_reasoning = self.arm.history == "answers_and_reasoning"
                 form: ReasoningForm = self.arm.reasoning if has_reasoning else "plain"
                 messages.append({"role": "assistant", "content": turn_content(turn, form)})
-        return messages
-
-    def _therapist_head(self, turns: Sequence[Turn]) -> list[dict[str, str]]:
-        """System message and first user message, as one prompt file gives them."""
-        number = sum(turn.role == "therapist" for turn in turns) + 1
         # after the therapist's own words it is a whole session to learn from, all its messages
+        is_whole = bool(turns) and turns[-1].role == "therapist"
+        note = None if is_whole else self.turn_note(turns)
+        return messages if note is None else _with_note(messages, note)
+
+    def turn_note(self, turns: Sequence[Turn]) -> str | None:
+        """What the therapist alone is told beside the newest message; None in older prompts."""
+        return self.therapist_prompt.fill_note(self._offered(turns))
+
+    def _offered(self, turns: Sequence[Turn]) -> dict[str, str]:
+        """What a therapist's prompt may name."""
+        number = sum(turn.role == "therapist" for turn in turns) + 1
         is_whole = bool(turns) and turns[-1].role == "therapist"
         keys = ("gender", "age", "occupation", "issue", "severity")
         facts = ", ".join(one for key in keys for one in self.profile.attributes.get(key, ()))
         limits = self.study.turns
         ending = wording()["ending"]["allowed" if self.study.end_token else "never"]
-        offered = {
+        return {
             "intake": filled(wording()["intake"], name=self.profile.name, facts=facts or "-"),
             "course": self._course("therapist"),
             "message": f"1 to {number - 1}" if is_whole else str(number),
@@ -158,7 +165,6 @@ class SessionView:
             "ending": filled(ending, most=limits.max, least=limits.min, token=end_token()),
             "opening": turns[0].text if turns else "",
         }
-        return self.therapist_prompt.fill(offered)
 
     def patient_messages(self, turns: Sequence[Turn], event_note: str | None) -> list[Message]:
         """The patient's view; the note of an event ends the last message only."""

@@ -39,6 +39,7 @@ from cbtqa.manifest import (
     refuse_empty,
     write_manifest,
 )
+from cbtqa.prompts import shipped_prompts
 from cbtqa.records import Provenance, Reason, Session, SessionState, StopReason
 from cbtqa.safety.encoder import fingerprint_of
 from cbtqa.safety.settings import ScreenModelSettings
@@ -51,7 +52,7 @@ from cbtqa.simulation.playing.scripted import therapist_rules
 from cbtqa.simulation.playing.session import ArmPlayers, PlayedSession
 from cbtqa.simulation.playing.supervision import ask_state
 from cbtqa.simulation.playing.writing import write_session
-from cbtqa.simulation.profiles import choose_profiles
+from cbtqa.simulation.profiles import Profile, choose_profiles
 from cbtqa.simulation.sessions import (
     PROFILES_NAME,
     SESSIONS_NAME,
@@ -116,7 +117,6 @@ def run_study(
     if study.written and study.sessions > most:
         raise ConfigError(f"sessions: {study.sessions} wanted, the course to be written has {most}")
     profiles = choose_profiles(study.patients, study.seed)
-    courses = plan_courses(study, profiles)
     folder = StudyFolder(out)
     refuse_foreign(folder.journal_path, "study")
     service = service_of(study.players(), limits, is_acknowledged=is_acknowledged)
@@ -126,6 +126,9 @@ def run_study(
         open_run(folder.journal_path, JOURNAL_FINGERPRINT, service, **how) as opened,
         opinions.open(what) as second,
     ):
+        if not update:
+            study = as_begun(study, profiles, opened.journal)
+        courses = plan_courses(study, profiles)
         refuse_other_settings(opened.journal, courses, folder, update=update)
         (out / MANIFEST_NAME).unlink(missing_ok=True)
         write_json(out / STUDY_NAME, study)
@@ -160,6 +163,35 @@ def service_of(
     return service if endpoints else None
 
 
+def as_begun(study: StudySettings, profiles: Sequence[Profile], journal: Journal) -> StudySettings:
+    """The study with the version of the shipped prompts that the folder was begun with.
+
+    A study that names no version plays with the newest; one that was begun before there were
+    newer ones goes on with its own, and keeps that version.
+    """
+    known = _known_marks(journal)
+    if study.prompt_version is not None or not known:
+        return study
+    newest = max(prompt.header.version for prompt in shipped_prompts().values())
+    for version in (None, *range(newest, 0, -1)):
+        tried = study.model_copy(update={"prompt_version": version})
+        given = {view.course: view.fingerprint for view in plan_courses(tried, profiles)}
+        shared = given.keys() & known.keys()
+        if shared and all(given[name] in known[name] for name in shared):
+            return tried
+    return study
+
+
+def _known_marks(journal: Journal) -> dict[str, set[str]]:
+    """Fingerprints of the courses that a journal holds turns of."""
+    known: dict[str, set[str]] = {}
+    for key in journal.done_keys():
+        session, fingerprint, *_ = key.split("|")
+        arm, patient, _, replicate = session.split("/")
+        known.setdefault(f"{arm}/{patient}/{replicate}", set()).add(fingerprint)
+    return known
+
+
 def refuse_other_settings(
     journal: Journal, courses: Sequence[SessionView], folder: StudyFolder, *, update: bool
 ) -> None:
@@ -171,16 +203,12 @@ def refuse_other_settings(
     Raises:
         ConfigError: some were played with other settings, and `update` is not set.
     """
-    known: dict[str, set[str]] = {}
-    study = courses[0].study
+    study, known = courses[0].study, _known_marks(journal)
     are_asked = any(player.endpoint for player in study.players())
     n_answers = 0
     for key in journal.done_keys():
         player = _player_of(study, key)
         n_answers += player is None or player.scripted is None
-        session, fingerprint, *_ = key.split("|")
-        arm, patient, _, replicate = session.split("/")
-        known.setdefault(f"{arm}/{patient}/{replicate}", set()).add(fingerprint)
     given = {view.course: view.fingerprint for view in courses}
     changed = [name for name, mark in given.items() if mark not in known.get(name, {mark})]
     if are_asked and not n_answers:

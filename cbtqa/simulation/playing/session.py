@@ -166,6 +166,8 @@ class PlayedSession:
         asked, kept, n_repairs = messages, None, 0
         # what only this player is given, and nobody may say
         private = [load_events(self._study.events.set)[event].note] if event else []
+        if role == "therapist" and (note := self._view.turn_note(self._turns)):
+            private.append(note)
         for revision in range(self._study.revisions + self._study.repairs + 1):
             context = TurnContext(
                 part=role,

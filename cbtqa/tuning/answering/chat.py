@@ -11,7 +11,6 @@ its personal data masked. Every question is independent, and nothing is stored.
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +20,6 @@ from cbtqa.dataset.template.teacher import TemplateTeacher, fault_of_question
 from cbtqa.errors import UsageError
 from cbtqa.llm.chat import ChatRequest, Fault, Reply
 from cbtqa.llm.endpoint import Endpoint, pass_disclosure_gates
-from cbtqa.llm.protocol import request_body
 from cbtqa.llm.runs import Service
 from cbtqa.llm.second_opinion import (
     NO_HELP,
@@ -34,7 +32,7 @@ from cbtqa.llm.second_opinion import (
     opinion_service,
     worse_of,
 )
-from cbtqa.llm.transport import open_transport
+from cbtqa.llm.transport import ask_now
 from cbtqa.records import Question, Risk
 from cbtqa.safety.answers import Problem, check_in_both, is_at_stake
 from cbtqa.safety.encoder import ScreenEncoder, open_encoder
@@ -246,13 +244,8 @@ class _EndpointSpeaker(_PromptedSpeaker):
         self.is_local = endpoint.is_local
 
     def _reply(self, item: AskedItem) -> Reply:
-        return asyncio.run(self._send(item))
-
-    async def _send(self, item: AskedItem) -> Reply:
         request = ChatRequest(item.messages, sampling=sampling_of(self._settings))
-        body = request_body(request, self._endpoint, "text", 1)
-        async with open_transport(self._endpoint, 1) as transport:
-            return (await transport.send(body, self._settings.timeout_s)).reply
+        return ask_now(self._endpoint, request, self._settings.timeout_s)
 
 
 class _ModelSpeaker(_PromptedSpeaker):

@@ -245,6 +245,11 @@ class Speed:
         self._paused += seconds
 
     @property
+    def n_tokens(self) -> int:
+        """Tokens of every step so far, over all processes."""
+        return self._all_tokens + self._tokens
+
+    @property
     def mean_tokens_per_s(self) -> float | None:
         """Over all log lines since the run was begun or resumed; None before the first."""
         return round(self._all_tokens / self._all_seconds, 1) if self._all_seconds else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cbtqa.llm.batch import OnProgress
 from cbtqa.manifest import MANIFEST_NAME, FolderResult, read_manifest
 from cbtqa.settings import Resolved
 from cbtqa.tuning.libraries import require, require_training
@@ -27,6 +28,7 @@ def finetune(
     *,
     on_stage: OnStage = lambda words: None,
     on_line: OnLine = lambda line: None,
+    on_progress: OnProgress | None = None,
 ) -> FinetuneResult:
     """Trains an adapter, or resumes a run that was interrupted.
 
@@ -58,5 +60,5 @@ def finetune(
         return FinetuneResult(settings.out, read_manifest(settings.out), was_complete=True)
     from cbtqa.tuning.training.run import run_training
 
-    manifest, is_first = run_training(sets, start, on_stage, on_line)
+    manifest, is_first = run_training(sets, start, on_stage, on_line, on_progress)
     return FinetuneResult(settings.out, manifest, is_first_process=is_first)

@@ -13,6 +13,7 @@ from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 
 from cbtqa.errors import ConfigError, IncompleteRunError
 from cbtqa.files import write_json
+from cbtqa.llm.batch import OnProgress
 from cbtqa.manifest import Manifest, read_manifest
 from cbtqa.paths import make_folder
 from cbtqa.tuning.budget.counting import ModelSizes
@@ -36,6 +37,7 @@ from cbtqa.tuning.training.trainer import (
     LogLines,
     SampleAnswers,
     SoftStop,
+    StepProgress,
     StepTrainer,
     keep_until,
     last_checkpoint,
@@ -49,7 +51,11 @@ OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_8bit"}
 
 
 def run_training(
-    sets: TrainingSets, start: RunStart, on_stage: OnStage, on_line: OnLine
+    sets: TrainingSets,
+    start: RunStart,
+    on_stage: OnStage,
+    on_line: OnLine,
+    on_progress: OnProgress | None,
 ) -> tuple[Manifest, bool]:
     """Trains to the end; gives the manifest, and whether this is the first process.
 
@@ -72,7 +78,8 @@ def run_training(
             _check_disk(settings, ready.model)
         callbacks = [LogLines(settings.out, on_line), LastStep(), stop]
         trainer = _make_trainer(sets, ready, args, callbacks)
-        for note in (*sets.notes, *ready.notes):
+        trainer.add_callback(StepProgress(trainer.speed, on_progress))
+        for note in (*sets.notes, *ready.notes, *([] if sets.validation else [NO_VALIDATION])):
             on_stage(note)
         resumed = last_checkpoint(Path(str(args.output_dir)))
         if is_first:
@@ -103,6 +110,12 @@ def run_training(
         raise
     finally:
         stop.restore()
+
+
+NO_VALIDATION = (
+    "no validation set: what is learnt by heart shows nowhere, and the last step is kept, not the "
+    "best; --validation-data names one"
+)
 
 
 def training_arguments(sets: TrainingSets, precision: ComputeType) -> TrainingArguments:

@@ -24,7 +24,9 @@ from transformers import Trainer, TrainerCallback
 
 from cbtqa.errors import DataError
 from cbtqa.files import json_line, read_rows, write_jsonl
+from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import split_reasoning
+from cbtqa.llm.progress import RecentRate, StepCounter
 from cbtqa.metrics.evaluation import score_lists
 from cbtqa.paths import keep_private
 from cbtqa.records import Record
@@ -197,6 +199,30 @@ class LogLines(TrainerCallback):
         with self._path.open("a", encoding="utf-8") as stream:
             stream.write(json_line(line))
         self._on_line(line)
+
+
+class StepProgress(TrainerCallback):
+    """Tells after each step how far the training is, with the last loss and the tokens a second."""
+
+    def __init__(self, speed: Speed, on_progress: OnProgress | None) -> None:
+        self._speed, self._on_progress = speed, on_progress
+        self._counter: StepCounter | None = None
+        self._rate, self._loss = RecentRate(), ""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._counter is None:  # what was resumed is known only now
+            before = {"n_before": state.global_step}
+            self._counter = StepCounter(self._on_progress, state.max_steps, "steps", **before)
+            self._rate = RecentRate(self._speed.n_tokens)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self._counter is not None and state.is_world_process_zero:
+            tokens_per_s = self._rate.per_s(self._speed.n_tokens, 0)
+            self._counter.step(f"{self._loss}{tokens_per_s:,.0f} tokens/s")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        if "loss" in logs:
+            self._loss = f"loss {logs['loss']:.4f}, "
 
 
 def keep_until(path: Path, step: int | None) -> None:

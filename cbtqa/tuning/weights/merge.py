@@ -10,6 +10,7 @@ in memory, in float32 as well.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -265,8 +266,17 @@ VARIABLE = "LLAMA_CPP"
 """Environment variable with the folder of llama.cpp's sources."""
 
 
-def serving_lines(folder: Path) -> dict[str, str]:
-    """What to type to serve a merged folder, by program."""
+def serving_lines(
+    folder: Path, gguf: Path | None = None, modelfile: Path | None = None
+) -> dict[str, str]:
+    """What to type to serve a merged folder, or the GGUF made of it, by program."""
+    if gguf is not None and modelfile is not None:
+        file, how = shlex.quote(str(gguf)), shlex.quote(str(modelfile))
+        return {
+            **serving_lines(folder),
+            "llama.cpp": f"llama-server -m {file}",
+            "ollama": f"ollama create {shlex.quote(gguf.stem)} -f {how}",
+        }
     quoted, gguf = shlex.quote(str(folder)), shlex.quote(f"{folder}.gguf")
     return {
         "vllm": f"vllm serve {quoted} --served-model-name {shlex.quote(folder.name)}",
@@ -275,8 +285,16 @@ def serving_lines(folder: Path) -> dict[str, str]:
     }
 
 
-def find_converter(llama_cpp: Path | None) -> Path:
-    """llama.cpp's converter in a source folder, or in LLAMA_CPP's; raises ConfigError without."""
+def find_converter(llama_cpp: Path | None, gguf: Path) -> Path:
+    """llama.cpp's converter in a source folder, or in LLAMA_CPP's, for a file that is to be.
+
+    Raises:
+        ConfigError: no converter, or none that could run, with what is missing.
+        UsageError: the file, or the Modelfile beside it, is there already.
+    """
+    for path in (gguf, gguf.with_suffix(".Modelfile")):
+        if path.exists():
+            raise UsageError(f"{path} exists already", hint="give another --gguf")
     given = llama_cpp or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
     if given is None or not (given / CONVERTER).is_file():
         raise ConfigError(
@@ -284,6 +302,11 @@ def find_converter(llama_cpp: Path | None) -> Path:
             + (f", which is not in {given}" if given else ""),
             hint="git clone https://github.com/ggml-org/llama.cpp, then --llama-cpp llama.cpp (or "
             f"{VARIABLE}=llama.cpp)",
+        )
+    if not (given / "gguf-py").is_dir() and importlib.util.find_spec("gguf") is None:
+        raise ConfigError(
+            f"{given / CONVERTER} needs the Python package gguf, and {given} has no gguf-py",
+            hint="pip install gguf, or take the whole checkout of llama.cpp",
         )
     return given / CONVERTER
 
