@@ -10,10 +10,10 @@ reason; the counts are printed at the end of a test run.
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -71,8 +71,11 @@ class Page:
         self._put_psyqa()
 
     def _put_psyqa(self) -> None:
-        """The file that a reader has got from PsyQA's authors, invented."""
-        shutil.copy(ROOT / "data/psyqa/sample.json", self.folder / "PsyQA_full.json")
+        """The file that a reader has got from PsyQA's authors, invented; not the sample to a byte."""
+        rows = json.loads((ROOT / "data/psyqa/sample.json").read_text(encoding="utf-8"))
+        rows[0]["question"] += "？"
+        path = self.folder / "PsyQA_full.json"
+        path.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
 
     def follow(self, path: Path) -> None:
         for block in blocks_of(path):
@@ -123,8 +126,12 @@ class Page:
             self._put_psyqa()
             return
         if words.startswith("export "):
-            name, _, value = words.removeprefix("export ").partition("=")
-            self.patch.setenv(name, value)
+            shown = subprocess.check_output(
+                ["bash", "-c", f"{words}; env -0"], cwd=self.folder, text=True
+            )
+            for name, value in (one.split("=", 1) for one in shown.split("\0") if one):
+                if f"{name}=" in words:
+                    self.patch.setenv(name, value)
             return
         words = words.replace(": vllm", f": {self.url!r}").replace("scripts/", f"{ROOT}/scripts/")
         env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -156,7 +163,7 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScriptedEndpo
     for name in ("torch", "peft", "xlsxwriter", "sacrebleu", "huggingface_hub"):
         pytest.importorskip(name)
     folder = tmp_path_factory.mktemp("hub")
-    with published(folder, {"baichuan": "baichuan"}), ScriptedEndpoint(any_reply) as server:
+    with published(folder, {"baichuan": "baichuan", "qwen": "qwen"}), ScriptedEndpoint(any_reply) as server:
         yield server
 
 
