@@ -34,7 +34,9 @@ from tests.support.published import published
 from tests.support.sources import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("docs")]
-NOT_RUN: dict[str, list[str]] = yaml.safe_load((Path(__file__).with_name("not_run.yaml")).read_text())
+NOT_RUN: dict[str, list[str]] = yaml.safe_load(
+    (Path(__file__).with_name("not_run.yaml")).read_text()
+)
 DOCS = ROOT / "docs"
 PAGES = [*sorted(DOCS.glob("tutorials/*.md")), *sorted(DOCS.glob("howto/*.md")), ROOT / "README.md"]
 TRANSLATIONS = {
@@ -115,7 +117,9 @@ class Page:
                 edit_sheet(path, path, rate_rows(lambda code, name: len(code + name) % 3))
         short = {} if "--dry-run" in args else SHORT.get(verb, {})
         more = {f"CBTQA_{name}": value for name, value in short.items()}
-        code = None if verb == "chat" else code  # random weights may say nothing, or what is withheld
+        code = (
+            None if verb == "chat" else code
+        )  # random weights may say nothing, or what is withheld
         done = run_cbtqa(verb, *args, cwd=self.folder, code=code, COLUMNS="80", **more)
         self.output += done.stderr + done.stdout
 
@@ -163,7 +167,10 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ScriptedEndpo
     for name in ("torch", "peft", "xlsxwriter", "sacrebleu", "huggingface_hub"):
         pytest.importorskip(name)
     folder = tmp_path_factory.mktemp("hub")
-    with published(folder, {"baichuan": "baichuan", "qwen": "qwen"}), ScriptedEndpoint(any_reply) as server:
+    with (
+        published(folder, {"baichuan": "baichuan", "qwen": "qwen"}),
+        ScriptedEndpoint(any_reply) as server,
+    ):
         yield server
 
 

@@ -18,7 +18,9 @@ PAGES = [
     *sorted((ROOT / "data").rglob("*.md")),
 ]
 _FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
-_LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(\s*<?([^)\s>]+)>?[^)]*\)|(?:src|href)=\"([^\"]+)\"")
+_LINK = re.compile(
+    r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(\s*<?([^)\s>]+)>?[^)]*\)|(?:src|href)=\"([^\"]+)\""
+)
 _HEADING = re.compile(r"^#+\s+(.*?)\s*#*$", re.MULTILINE)
 
 
@@ -81,3 +83,13 @@ def test_the_site_lists_every_page_and_nothing_else() -> None:
 def test_llms_txt_names_pages_that_are_there() -> None:
     named = re.findall(r"\]\(([^)]+)\)", (ROOT / "llms.txt").read_text(encoding="utf-8"))
     assert named and not [name for name in named if not (ROOT / name).exists()]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.zh.md", *sorted((DOCS / "zh").rglob("*.md"))],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_a_chinese_line_does_not_break_inside_a_sentence(page: Path) -> None:
+    text = _FENCE.sub("", page.read_text(encoding="utf-8"))  # a browser shows a blank there
+    assert not re.findall(r".{10}[一-鿿]\n[一-鿿].{10}", text)

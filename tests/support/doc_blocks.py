@@ -1,7 +1,7 @@
 """The code blocks of a Markdown page: its commands one by one, and the output shown under them.
 
-    for block in blocks_of(path):      # bash, python and text blocks, in order
-        for command in commands_of(block): ...
+for block in blocks_of(path):      # bash, python and text blocks, in order
+    for command in commands_of(block): ...
 """
 
 from __future__ import annotations
