@@ -38,7 +38,11 @@ NOT_RUN: dict[str, list[str]] = yaml.safe_load(
     (Path(__file__).with_name("not_run.yaml")).read_text()
 )
 DOCS = ROOT / "docs"
-PAGES = [*sorted(DOCS.glob("tutorials/*.md")), *sorted(DOCS.glob("howto/*.md")), ROOT / "README.md"]
+PAGES = [
+    page
+    for page in (*sorted(DOCS.glob("tutorials/*.md")), *sorted(DOCS.glob("howto/*.md")))
+    if any(block.language == "bash" for block in blocks_of(page))
+] + [ROOT / "README.md"]
 TRANSLATIONS = {
     ROOT / "README.zh.md": ROOT / "README.md",
     **{path: DOCS / "tutorials" / path.name for path in sorted(DOCS.glob("zh/tutorials/*.md"))},
