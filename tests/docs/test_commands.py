@@ -2,9 +2,9 @@
 
 A page is followed from top to bottom in an empty folder. Models behind `--endpoint vllm` are a
 scripted endpoint on loopback, Baichuan is a tiny random checkpoint on a loopback Hub, and
-`PsyQA_full.json` is the invented sample. The output that a page shows (`text` blocks) must be in
-what the commands before it print, figures aside. What cannot run here is in not_run.yaml, by
-reason; the counts are printed at the end of a test run.
+`PsyQA_full.json` is the invented sample. The output that a page shows must be in what the commands
+before it print: of `txt` blocks every figure, of `text` blocks all but the figures. What cannot run
+here is in not_run.yaml, by reason; the counts are printed at the end of a test run.
 """
 
 from __future__ import annotations
@@ -92,9 +92,12 @@ class Page:
                     self._run(command, f"{path.relative_to(ROOT)}:{command.line}")
             elif block.language == "python":
                 self.output = self._execute(block, where)
-            elif block.language == "text":
+            elif block.language in ("text", "txt"):
+                exact = block.language == "txt"
                 for line in block.text.splitlines():
-                    is_there = line.strip() in ("", "...") or is_shown_in(line, self.output)
+                    is_there = line.strip() in ("", "...") or is_shown_in(
+                        line, self.output, to_the_figure=exact
+                    )
                     assert is_there, f"{where}: not in the output: {line}\n{self.output}"
 
     def _run(self, command: Command, where: str) -> None:

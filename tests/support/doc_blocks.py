@@ -63,11 +63,11 @@ def commands_of(block: Block) -> Iterator[Command]:
         yield Command(words, int(announced[1]) if announced else 0, number)
 
 
-def is_shown_in(line: str, output: str) -> bool:
-    """Whether the output holds this line, whatever its figures, its spaces and the table's rules."""
-    return _normal(line) in _normal(output)
+def is_shown_in(line: str, output: str, *, to_the_figure: bool = False) -> bool:
+    """Whether the output holds this line, whatever its spaces, the table's rules and its figures."""
+    return _normal(line, to_the_figure) in _normal(output, to_the_figure)
 
 
-def _normal(text: str) -> str:
+def _normal(text: str, to_the_figure: bool) -> str:
     text = re.sub(r"[\s│┃|]+", " ", re.sub(r"[┏┓┗┛┡┩╇┳┴┬├┤┼━─└┘┌┐]", " ", text))
-    return re.sub(r"[\d.,:]*\d[\d.,:]*", "0", text).strip()
+    return (text if to_the_figure else re.sub(r"[\d.,:]*\d[\d.,:]*", "0", text)).strip()
