@@ -26,7 +26,6 @@ import pytest
 import yaml
 
 from tests.docs.players import any_reply
-from tests.ratings.conftest import edit_sheet, rate_rows
 from tests.support.doc_blocks import Block, Command, blocks_of, commands_of, is_shown_in
 from tests.support.endpoint import ScriptedEndpoint
 from tests.support.program import run_cbtqa
@@ -118,10 +117,6 @@ class Page:
     def _cbtqa(self, words: str, code: int | None) -> None:
         _, verb, *rest = shlex.split(words.replace("=vllm", f"={self.url}"))
         args = [self.url if one in ("vllm", "llama.cpp") else one for one in rest]
-        if (verb, *args[:1]) == ("rate", "collect"):
-            for sheet in args[2:]:
-                path = self.folder / sheet
-                edit_sheet(path, path, rate_rows(lambda code, name: len(code + name) % 3))
         short = {} if "--dry-run" in args else SHORT.get(verb, {})
         more = {f"CBTQA_{name}": value for name, value in short.items()}
         code = (
