@@ -51,10 +51,11 @@ def commands_of(block: Block) -> Iterator[Command]:
     for number, line in lines:
         if not _COMMENT.sub("", line).strip():
             continue
-        announced = _CODE.search(line)
         words = _COMMENT.sub("", line).rstrip()
         while words.endswith("\\"):
-            words = words[:-1] + _COMMENT.sub("", next(lines)[1]).strip()
+            line = next(lines)[1]
+            words = words[:-1] + _COMMENT.sub("", line).strip()
+        announced = _CODE.search(line)
         if end := _HEREDOC.search(words):
             for _, more in lines:
                 words += "\n" + more
