@@ -60,7 +60,7 @@ class ReproduceSettings(Settings):
     out: Path | None = None
     """Folder of the experiment. Default: cbtqa- and the recipe's name."""
     smoke: bool = False
-    """Try the whole road on a CPU in minutes: tiny random backbones in the real architectures, the
+    """Try every stage on a CPU in minutes: tiny random backbones in the real architectures, the
     built-in teacher, few steps. Its figures mean nothing."""
     acknowledge_disclosure: Annotated[bool, BY_FLAG_ONLY] = False
     """I may pass this text on to the operators of the recipe's non-local endpoints. PsyQA's

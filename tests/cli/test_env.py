@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 import cbtqa
-from cbtqa.cli.env import describe_environment
+from cbtqa.cli.env import _NO_USERS_EXTRA, describe_environment
 from cbtqa.cli.main import main
 from cbtqa.llm.endpoint import OWN_KEY, preset_file
 
@@ -71,3 +73,16 @@ def test_what_is_not_installed_comes_with_its_install_line(
     with pytest.raises(SystemExit):
         main(["env"])
     assert "pip install 'cbtqa[qlora]'" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh.md"])
+def test_an_extra_is_a_users_in_both_readmes_or_no_users_here(page: str) -> None:
+    root = Path(__file__).parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    table = (root / page).read_text(encoding="utf-8").split("|---|---|\n")[-1].split("\n\n")[0]
+    missing = {
+        name
+        for name in project["optional-dependencies"]
+        if name != "all" and not re.search(f"`{name}`", table)
+    }
+    assert missing == set(_NO_USERS_EXTRA) - {"all"}

@@ -35,7 +35,7 @@ def folder(tmp_path):
 
 def test_the_card_tells_the_counts_of_this_dataset(folder) -> None:
     card = card_of(folder)
-    assert "54 条输入 = 50 条收入 + 4 条剔除（回复没有写完就中断 2" in card
+    assert "54 条输入 = 50 条收录 + 4 条剔除（回复没有写完就中断 2" in card
     assert "54 in = 50 kept + 4 left out" in card
     for split, n in folder_statistics(DatasetFolder.open(folder)).splits.items():
         assert card.count(f"| `{split}` | {n} |") == 2

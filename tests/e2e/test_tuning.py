@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 
 from cbtqa.cli.main import _run
-from cbtqa.tuning.backbones import load_backbones
 from cbtqa.tuning.loading import choose_backbone
 from tests.support.hub import StandInHub
-from tests.support.original_checkpoints import Kind, save_original
+from tests.support.original_checkpoints import Kind
 from tests.support.program import run_cbtqa
+from tests.support.published import published
 from tests.support.tiny_models import tiny_model
 
 pytestmark = pytest.mark.slow
@@ -61,27 +61,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandInHub]:
     """A Hub on loopback with four checkpoints as they were published, and empty caches."""
-    folder = tmp_path_factory.mktemp("hub")
-    with StandInHub() as server, pytest.MonkeyPatch.context() as patch:
-        for name, kind in PUBLISHED.items():
-            save_original(folder / name, kind, parts=2 if name == "cbt-llm" else 1)
-            config = json.loads((folder / name / "config.json").read_text())
-            config |= {"max_position_embeddings": 2048}  # our text is many tokens of theirs
-            config |= {"seq_length": 2048} if kind == "qwen" else {}
-            (folder / name / "config.json").write_text(json.dumps(config))
-            files = {path.name: path.read_bytes() for path in (folder / name).iterdir()}
-            hub_id = load_backbones()[name].hub_id
-            assert hub_id is not None
-            server.add_repo("model", hub_id, is_private=False, **files)
-        for name, value in {
-            "ENDPOINT": server.url,
-            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
-            "HF_HUB_CACHE": str(folder / "hf" / "hub"),
-        }.items():
-            patch.setattr(f"huggingface_hub.constants.{name}", value)
-        patch.setenv("HF_ENDPOINT", server.url)
-        patch.setenv("HF_HOME", str(folder / "hf"))
-        patch.setenv("XDG_CACHE_HOME", str(folder / "user"))
+    with published(tmp_path_factory.mktemp("hub"), PUBLISHED, in_parts=("cbt-llm",)) as server:
         yield server
 
 
