@@ -193,7 +193,7 @@ def _input_cases(good: Path, base: Path, place: Place) -> Iterator[Case]:
         is_read = place.is_required or place.name == "--config"  # of others not every run takes it
         may_end_well = bool(inner) or fault not in ENDS_BADLY or not is_read
         # a server that goes on with it is as good as a refusal
-        more = {"kill_s": 6} if place.command == "rate serve" else {}
+        more = {"kill_s": 2.5} if place.command == "rate serve" else {}
         yield Case(f"{place.name}: {name}", words, folder, may_end_well, more)
 
 
