@@ -449,7 +449,10 @@ def _table(texts: Any) -> pa.Table:
         if any(isinstance(one, list | tuple) for one in texts):  # several references to each
             texts = [{"references": [one] if isinstance(one, str) else list(one)} for one in texts]
         rows = [{"text": one} if isinstance(one, str) else dict(one) for one in texts]
-        table = pa.Table.from_pylist(rows)
+        try:
+            table = pa.Table.from_pylist(rows)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            raise DataError(f"values of one column differ in kind: {error}") from None
     if not table.num_rows:
         raise DataError("no texts were given")
     return table

@@ -154,3 +154,20 @@ def test_lists_without_ids_pair_by_order_with_a_file_without_ids(tmp_path: Path)
     assert scored.report.systems[0].n_identical == 1
     with pytest.raises(DataError, match="1 rows, and ref"):
         cbtqa.score(given[:1], references=path, metrics="chrf2", bootstrap=0)
+
+
+def test_lists_of_references_are_several_to_each_prediction() -> None:
+    from sacrebleu.metrics.chrf import CHRF
+
+    given, references = (
+        ["你要坚强。", "写下来。"],
+        [["先照顾好自己。", "要坚强些。"], ["可以写下来。"]],
+    )
+    scored = cbtqa.score(given, references=references, metrics="chrf", bootstrap=0)
+    value = next(one.value for one in scored.report.scores if one.system == "system")
+    theirs = CHRF().corpus_score(given, [["先照顾好自己。", "可以写下来。"], ["要坚强些。", None]])
+    assert value == pytest.approx(theirs.score, rel=1e-12)
+    with pytest.raises(DataError, match="1 predictions and 2 references"):
+        cbtqa.score(given[:1], references=references)
+    with pytest.raises(DataError, match="differ in kind"):
+        cbtqa.score(given, references=[["好。"], [3]])

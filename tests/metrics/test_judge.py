@@ -894,7 +894,11 @@ def test_the_rules_rate_without_a_model_and_every_output_says_so(tmp_path: Path)
     for name in ("judge.json", "judge.md", "report.html"):
         text = (out / name).read_text(encoding="utf-8")
         assert "built-in rules that count words" in text, name
-    assert "（不是模型）" in (out / "report.html").read_text(encoding="utf-8")
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "（不是模型）" in page
+    # where the two differ most, their texts stand side by side
+    (apart,) = page.split('class="sides"')[1:]
+    assert harmful in apart and written(2) in apart
     assert all(score.signature.startswith("judge:rules|model:none|") for score in report.scores)
     again = judge(resolve(JudgeSettings, flags={**given, "rules": True}, environ={}))
     assert again == report  # the same each time
