@@ -106,12 +106,11 @@ def doctor(
 
     cbtqa doctor --endpoint vllm --model Qwen3-32B --settings build-dataset=run.yaml
     """
-    until = agreement_until.date() if agreement_until else None
-    if until is not None and data is None:
+    if agreement_until is not None and data is None:
         raise UsageError("--agreement-until goes with a file of questions")
     with waiting("looking"):
         findings = list(_of_the_machine(wanted or [], settings or []))
-        findings += _of_data(data, until) if data else []
+        findings += _of_data(data, agreement_until) if data else []
         if endpoint is not None:
             findings.append(_of_endpoint(endpoint, model, allow_plain_http))
     _give(findings, as_json)
@@ -285,7 +284,7 @@ def _of_settings(given: str) -> Finding:
     return Finding(name, "ok", path)
 
 
-def _of_data(path: Path, until: datetime.date | None) -> Iterator[Finding]:
+def _of_data(path: Path, until: datetime.datetime | None) -> Iterator[Finding]:
     from cbtqa.files import sha256_of
     from cbtqa.hub.plan import AGREEMENT_ENDED
     from cbtqa.psyqa import check_file, is_bundled_sample
@@ -305,7 +304,7 @@ def _of_data(path: Path, until: datetime.date | None) -> Iterator[Finding]:
         is_whole = not report.rejected
         yield Finding("questions", "ok" if is_whole else "note", told, None if is_whole else how)
     if not is_sample:
-        yield _of_agreement(until, AGREEMENT_ENDED)
+        yield _of_agreement(until and until.date(), AGREEMENT_ENDED)
 
 
 def _of_agreement(until: datetime.date | None, printed: str) -> Finding:

@@ -1,4 +1,5 @@
-"""The routes of the form. Reading never changes anything; every change is one `POST /save`.
+"""The routes of the form, and its pages. Reading never changes anything; every change is one
+`POST /save`.
 
 GET  /r/<token>   personal link: swaps the token for a cookie
 GET  /            welcome, guide, overview
@@ -10,17 +11,21 @@ GET  /mine.json   the rater's own events
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
+from functools import cache
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr, ValidationError
 
 from cbtqa.errors import require
+from cbtqa.files import shipped_yaml
 from cbtqa.ratings.answers import Answer, Change, check_change, is_done
+from cbtqa.ratings.rubric import Criterion, Language
 from cbtqa.ratings.store import Event, Store, Visit
-from cbtqa.ratings.study import StudyFolder
-from cbtqa.ratings.web import pages
+from cbtqa.ratings.study import Presentation, StudyFolder
 from cbtqa.records import NonEmptyText, Record
+from cbtqa.web.pages import asset, render
 from cbtqa.web.server import Entry, build_app, html_response, json_response, read_body
 
 if TYPE_CHECKING:
@@ -48,7 +53,7 @@ class Form:
     def __init__(self, folder: StudyFolder, store: Store) -> None:
         self._folder, self._store = folder, store
         self.entry = Entry(
-            f"cbtqa-{folder.study.id}", store.begin_visit, pages.form_words, folder.study.language
+            f"cbtqa-{folder.study.id}", store.begin_visit, form_words, folder.study.language
         )
         self._saving = threading.Lock()  # changes are checked against the latest state
 
@@ -61,7 +66,7 @@ class Form:
         if visit is None:
             return self.entry.refuse(request, "error_visit", 403)
         answers = self._store.answers(visit.rater)
-        page = pages.render_welcome(self._folder, visit.rater, answers, language)
+        page = render_welcome(self._folder, visit.rater, answers, language)
         return self.entry.keep_language(request, html_response(page))
 
     def item(self, request: Request) -> Response:
@@ -73,7 +78,7 @@ class Form:
         if not 1 <= number <= len(plan):
             return self.entry.refuse(request, "error_missing", 404)
         answers = self._store.answers(visit.rater)
-        page = pages.render_item(self._folder, plan[number - 1], answers, visit.csrf, language)
+        page = render_item(self._folder, plan[number - 1], answers, visit.csrf, language)
         return self.entry.keep_language(request, html_response(page))
 
     def mine(self, request: Request) -> Response:
@@ -132,6 +137,107 @@ class Form:
         return json_response(
             {"settled": kept, "refused": refused, "done": n_done, "total": len(plan)}
         )
+
+
+PACKAGE = "cbtqa.ratings.web"
+MARK_KEYS = "1234567890qwertyuiopasdhjklzvm"
+"""Keys of marks in order; those of the form's own actions (b c f g n x) are left out."""
+FEW_POINTS = 4
+"""Up to so many points each gets a button with its words; above, a row of numbers."""
+
+_ANSWER_DATA = ("values", "evidence", "note", "cannot_judge", "crisis")
+_CRITERION_DATA = {"id", "kind", "low", "high", "required", "evidence"}
+_SAVING_WORDS = ("saving", "saved", "unsaved", "unsaved_note", "link_dead", "refused")
+_WORDS_OF_SCRIPT = (*_SAVING_WORDS, "stay", "progress")
+
+
+@cache
+def form_words(language: Language) -> Mapping[str, Any]:
+    words: Mapping[str, Any] = shipped_yaml("cbtqa.ratings", "wording/form.yaml")[language]
+    return words
+
+
+def render_form(template: str, language: Language, title: str, **values: Any) -> str:
+    """A page of the form."""
+    words = form_words(language)
+    return render(PACKAGE, template, language, words, title, style="form.css", **values)
+
+
+def render_welcome(
+    folder: StudyFolder, rater: str, answers: Mapping[str, Answer], language: Language
+) -> str:
+    """Where a rater lands: what to do, the guide, and all items at a glance."""
+    shown = folder.shown_to(rater)
+    cells = [(p.order, is_done(folder, answers.get(p.code))) for p in shown]
+    n_done = sum(done for _, done in cells)
+    first_open = next((number for number, done in cells if not done), 1)
+    return render_form(
+        "welcome.html.j2",
+        language,
+        title_of(folder, language),
+        rater=rater,
+        cells=cells,
+        n_done=n_done,
+        n_total=len(cells),
+        first_open=first_open,
+        rubric=folder.rubric,
+    )
+
+
+def render_item(
+    folder: StudyFolder,
+    shown: Presentation,
+    answers: Mapping[str, Answer],
+    csrf: str,
+    language: Language,
+) -> str:
+    plan = folder.shown_to(shown.rater)
+    n_done = sum(is_done(folder, answers.get(p.code)) for p in plan)
+    data = {
+        **_item_data(folder, shown, answers.get(shown.code, Answer())),
+        "csrf": csrf,
+        "next": f"/item/{shown.order + 1}" if shown.order < len(plan) else "/",
+        "words": {name: form_words(language)[name] for name in _WORDS_OF_SCRIPT},
+    }
+    return render_form(
+        "item.html.j2",
+        language,
+        title_of(folder, language),
+        shown=shown,
+        item=folder.item_of(shown),
+        rubric=folder.rubric,
+        groups=_groups(folder),
+        mark_keys=data["mark_keys"],
+        few_points=FEW_POINTS,
+        data=data,
+        script=asset(PACKAGE, "form.js"),
+        is_last=shown.order == len(plan),
+        n_done=n_done,
+        n_total=len(plan),
+    )
+
+
+def _item_data(folder: StudyFolder, shown: Presentation, answer: Answer) -> dict[str, Any]:
+    marks = (mark.id for mark in folder.rubric.marks)
+    return {
+        "study": folder.study.id,
+        "rater": shown.rater,
+        "code": shown.code,
+        "previous": f"/item/{shown.order - 1}" if shown.order > 1 else "/",
+        "criteria": [one.model_dump(include=_CRITERION_DATA) for one in folder.rubric.criteria],
+        "mark_keys": dict(zip(marks, MARK_KEYS, strict=False)),
+        "answer": {name: getattr(answer, name) for name in _ANSWER_DATA},
+    }
+
+
+def title_of(folder: StudyFolder, language: Language) -> str:
+    return folder.study.title or folder.rubric.title.to(language)
+
+
+def _groups(folder: StudyFolder) -> list[tuple[str | None, list[Criterion]]]:
+    """Runs of criteria under the id of their section, in the rubric's order."""
+    runs = groupby(folder.rubric.criteria, lambda criterion: criterion.section)
+    return [(section, list(own)) for section, own in runs]
 
 
 def create_app(folder: StudyFolder, store: Store, hosts: Collection[str]) -> Starlette:

@@ -126,8 +126,7 @@ def run_study(
         open_run(folder.journal_path, JOURNAL_FINGERPRINT, service, **how) as opened,
         opinions.open(what) as second,
     ):
-        if not update:
-            study = as_begun(study, profiles, opened.journal)
+        study = study if update else as_begun(study, profiles, opened.journal)
         courses = plan_courses(study, profiles)
         refuse_other_settings(opened.journal, courses, folder, update=update)
         (out / MANIFEST_NAME).unlink(missing_ok=True)
