@@ -110,12 +110,7 @@ def run_study(
         KeyboardInterrupt: Ctrl-C; what was in flight was kept.
     """
     limits, described = limits or RunLimits(), dict[str, Any](fingerprint_of(screen_model))
-    for arm in study.arms:
-        if arm.therapist.scripted is not None:
-            therapist_rules(arm.therapist.scripted)  # refuses an unknown one
-    most = cbt_course().n_sessions
-    if study.written and study.sessions > most:
-        raise ConfigError(f"sessions: {study.sessions} wanted, the course to be written has {most}")
+    _refuse_unplayable(study)
     profiles = choose_profiles(study.patients, study.seed)
     folder = StudyFolder(out)
     refuse_foreign(folder.journal_path, "study")
@@ -145,6 +140,15 @@ def run_study(
     write_manifest(out, manifest)
     _refuse_unfinished(sessions, folder)
     return RunResult(folder, manifest, was_complete=run.was_complete)
+
+
+def _refuse_unplayable(study: StudySettings) -> None:
+    for arm in study.arms:
+        if arm.therapist.scripted is not None:
+            therapist_rules(arm.therapist.scripted)  # refuses an unknown one
+    most = cbt_course().n_sessions
+    if study.written and study.sessions > most:
+        raise ConfigError(f"sessions: {study.sessions} wanted, the course to be written has {most}")
 
 
 def service_of(
