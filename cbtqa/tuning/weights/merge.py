@@ -277,11 +277,11 @@ def serving_lines(
             "llama.cpp": f"llama-server -m {file}",
             "ollama": f"ollama create {shlex.quote(gguf.stem)} -f {how}",
         }
-    quoted, gguf = shlex.quote(str(folder)), shlex.quote(f"{folder}.gguf")
+    quoted, named = shlex.quote(str(folder)), shlex.quote(f"{folder}.gguf")
     return {
         "vllm": f"vllm serve {quoted} --served-model-name {shlex.quote(folder.name)}",
-        "llama.cpp": f"python {CONVERTER} {quoted} --outfile {gguf} --outtype f16 && "
-        f"llama-server -m {gguf}",
+        "llama.cpp": f"python {CONVERTER} {quoted} --outfile {named} --outtype f16 && "
+        f"llama-server -m {named}",
     }
 
 
