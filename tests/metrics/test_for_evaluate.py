@@ -49,7 +49,7 @@ def test_every_lexical_metric_loads_and_gives_the_value_of_the_command(
         ScoreSettings(
             predictions=(tmp_path / "a.jsonl",),
             ref=tmp_path / "ref.jsonl",
-            metrics="all",
+            metrics=",".join(METRICS),
             bootstrap=0,
             anchors=False,
         )
