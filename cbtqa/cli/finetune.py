@@ -69,8 +69,12 @@ def finetune(
     from cbtqa.tuning.training.finetune import finetune as train
 
     with live_progress(MINUTE_S) as progress:
-        shown = {"on_line": _say_validation, "on_progress": progress.update}
-        result = train(resolved, on_stage=say_first, **shown)
+        result = train(
+            resolved,
+            on_stage=say_first,
+            on_line=_say_validation,
+            on_progress=progress.update,
+        )
     if result.is_first_process:
         print_json(result.to_dict()) if as_json else _show(result)
 
