@@ -25,8 +25,22 @@ from cbtqa.cli.options import AsJson
 from cbtqa.errors import CbtqaError, UsageError
 from cbtqa.settings import ENVIRONMENT_PREFIX, Settings, resolve
 
-_EXTRAS = "metrics neural rate train qlora hub simulate cluster modelscope"
-Need = StrEnum("Need", _EXTRAS.split())  # type: ignore[misc]  # typer wants an enumeration here
+
+class Need(StrEnum):
+    """Extras that may be asked for; typer takes no repeated flag of literals."""
+
+    METRICS = "metrics"
+    NEURAL = "neural"
+    RATE = "rate"
+    TRAIN = "train"
+    QLORA = "qlora"
+    FLA = "fla"
+    HUB = "hub"
+    SIMULATE = "simulate"
+    CLUSTER = "cluster"
+    MODELSCOPE = "modelscope"
+
+
 Status = Literal["ok", "note", "failed"]
 STYLES: Mapping[Status, str] = {"ok": "green", "note": "yellow", "failed": "bold red"}
 LEAST_PYTHON = (3, 11)
@@ -261,9 +275,9 @@ def _command(words: Sequence[str]) -> Any:
     """A command of this program, None where there is no such one."""
     from cbtqa.cli.main import app
 
-    found = typer.main.get_command(app)
+    found: Any = typer.main.get_command(app)
     for word in words:
-        found = found.get_command(None, word) if hasattr(found, "get_command") else None  # type: ignore[assignment]
+        found = found.get_command(None, word) if hasattr(found, "get_command") else None
     return found
 
 

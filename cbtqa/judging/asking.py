@@ -324,9 +324,8 @@ def estimate_rating(
     if path.exists():
         with Journal(path, read_only=True) as journal:
             items = _open_criteria(journal, asks, task, n_rounds)
-        again = _CriteriaTask(task)
-        few: dict[str, Any] = {"name": name, "is_measured": False, "reply_tokens": reply_tokens}
-        parts.append(estimate_run(service, path, items, again, **few))
+        few = whole | {"is_measured": False, "reply_tokens": reply_tokens}
+        parts.append(estimate_run(service, path, items, _CriteriaTask(task), **few))
     first = parts[0]
     more = f"; criteria with a fault are asked about again, in up to {n_rounds} rounds, on top"
     same = {"name": first.name, "parts": (), "length_from": first.length_from + more}
@@ -337,7 +336,8 @@ def _open_criteria(
     journal: Journal, asks: Sequence[AskT], task: JudgeTask[AskT], n_rounds: int
 ) -> list[_Again[AskT]]:
     """Criteria that a journal knows to be faulty and holds no later word on."""
-    again, found = _CriteriaTask(task), []
+    again = _CriteriaTask(task)
+    found: list[_Again[AskT]] = []
     for ask in asks:
         outcome = journal.outcome(task.key(ask))
         faults = _faults((task.by_criterion(ask, outcome) if outcome else None) or {})
