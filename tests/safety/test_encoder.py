@@ -139,6 +139,12 @@ def test_a_damaged_file_and_a_missing_folder_are_told(folder, tmp_path) -> None:
     (broken / TUNED_NAME).write_bytes(Path(folder, TUNED_NAME).read_bytes()[:900])
     with pytest.raises(ConfigError, match="damaged"):
         open_encoder(str(broken))
+    with np.load(Path(folder, TUNED_NAME)) as arrays:
+        kept = {name: arrays[name] for name in arrays.files if name != "weighing"}
+    np.savez(broken / TUNED_NAME, **kept)
+    with pytest.raises(ConfigError, match=r"another version: weighing") as caught:
+        open_encoder(str(broken))
+    assert "fit it anew" in (caught.value.hint or "")
     with pytest.raises(ConfigError, match="not a folder with a model"):
         open_encoder(str(tmp_path / "none"))
 
