@@ -109,9 +109,9 @@ def run_study(
         KeyboardInterrupt: Ctrl-C; what was in flight was kept.
     """
     limits, described = limits or RunLimits(), dict[str, Any](fingerprint_of(screen_model))
-    for arm in study.arms:
-        if arm.therapist.scripted is not None:
-            therapist_rules(arm.therapist.scripted)  # refuses an unknown one
+    for scripted in (arm.therapist.scripted for arm in study.arms):
+        if scripted is not None:
+            therapist_rules(scripted)  # refuses an unknown one
     most = cbt_course().n_sessions
     if study.written and study.sessions > most:
         raise ConfigError(f"sessions: {study.sessions} wanted, the course to be written has {most}")
@@ -137,7 +137,7 @@ def run_study(
         if second.runs:
             spent = run.players.cost or 0.0
             sessions, asked = ask_opinions(sessions, second, opened, spent, on_progress)
-            described["second_opinion"] = asked
+            described |= {"second_opinion": asked}
             write_jsonl(folder.sessions_path, sessions)
         manifest = _manifest(folder, courses, sessions, opened, run.players.cost, described)
     write_manifest(out, manifest)
