@@ -109,9 +109,7 @@ def run_study(
         KeyboardInterrupt: Ctrl-C; what was in flight was kept.
     """
     limits, described = limits or RunLimits(), dict[str, Any](fingerprint_of(screen_model))
-    for scripted in (arm.therapist.scripted for arm in study.arms):
-        if scripted is not None:
-            therapist_rules(scripted)  # refuses an unknown one
+    _refuse_unknown_rules(study)
     most = cbt_course().n_sessions
     if study.written and study.sessions > most:
         raise ConfigError(f"sessions: {study.sessions} wanted, the course to be written has {most}")
@@ -143,6 +141,12 @@ def run_study(
     write_manifest(out, manifest)
     _refuse_unfinished(sessions, folder)
     return RunResult(folder, manifest, was_complete=run.was_complete)
+
+
+def _refuse_unknown_rules(study: StudySettings) -> None:
+    for arm in study.arms:
+        if arm.therapist.scripted is not None:
+            therapist_rules(arm.therapist.scripted)
 
 
 def service_of(
