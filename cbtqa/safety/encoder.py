@@ -460,7 +460,12 @@ def open_encoder(given: str | None) -> ScreenEncoder | None:
         )
     try:
         tuned = Tuned.read((own if own.is_file() else shipped).read_bytes())
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+    except KeyError as error:
+        raise ConfigError(
+            f"{FLAG}: {own} was fitted by another version: {error.args[0]}",
+            hint="fit it anew: scripts/train_safety --encoder FOLDER --out OUT",
+        ) from None
+    except (ValueError, OSError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{FLAG}: {own} is damaged: {error}") from None
     base = str(folder) if folder.is_dir() else given
     if own.is_file() and not (folder / "config.json").is_file():

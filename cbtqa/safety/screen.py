@@ -57,7 +57,7 @@ such as "It began on Monday", it is too sure at lower ones."""
 SPOKEN_TO_BOTH = 0.97, 1.0
 SPOKEN_DANGER = 0.95
 """The same for both models weighed together, which find no concern in a turn, and for the encoder's
-word on another danger: of 499 ordinary turns of patients two are above."""
+word on another danger: of 468 ordinary turns of patients two are above."""
 DANGER, DANGER_WORDED, ACUTE = 0.30, 0.04, 0.40
 """Probability of a danger from which it is told; from which where a plain wording of it matches;
 and share of the acute form from which it is acute. At these, a class is found in less than 1 % of

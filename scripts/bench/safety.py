@@ -35,6 +35,17 @@ from cbtqa.safety.survey import read_texts
 LISTS = Path(__file__).parents[2] / "tests" / "safety"
 
 
+CLASSES_OF = {
+    "abuse": {"violence", "sexual_abuse", "minor_at_risk"},
+    "voices": {"psychosis"},
+    "starvation": {"eating"},
+    "hunger_strike": {"eating"},
+    "medicine_stopped": {"mania"},
+    "harm_to_child": {"violence", "harm_to_others", "perinatal", "minor_at_risk"},
+}
+"""Which of our classes are right where the writers of batches j had names of their own."""
+
+
 def speed_sample(path: Path, columns: list[str], n_chars: int) -> list[str]:
     """The file's texts, joined and cut into pieces of `n_chars`; 0 leaves them as they are."""
     texts = [item.text for item in read_texts(path, columns)]
@@ -137,8 +148,11 @@ def other_first_contact(model: ScreenEncoder | None = None) -> dict[str, dict[st
         counts.setdefault(name, Counter())[row["grade"] == "unsafe", is_found] += 1
     for row, screening in screen_each(_rows("dangers.tsv"), itemgetter("text"), model=model):
         kinds = {danger.kind for danger in screening.dangers}
-        name = f"{row['danger']}, {_set_of(row['batch'])}"
-        counts.setdefault(name, Counter())[row["is_there"] == "yes", row["danger"] in kinds] += 1
+        is_named = not kinds.isdisjoint(CLASSES_OF.get(row["danger"], {row["danger"]}))
+        is_any = bool(kinds) or screening.risk != "none"
+        batches, is_there = _set_of(row["batch"]), row["is_there"] == "yes"
+        counts.setdefault(f"{row['danger']}, {batches}", Counter())[is_there, is_named] += 1
+        counts.setdefault(f"any danger, any flag, {batches}", Counter())[is_there, is_any] += 1
     for row in _rows("personal_data.tsv"):
         is_there, masked = row["is_there"] == "yes", scrub(row["text"]).text
         kept = any(part in masked for part in row["masked"].split("|"))
@@ -154,9 +168,11 @@ def other_first_contact(model: ScreenEncoder | None = None) -> dict[str, dict[st
 
 
 def _set_of(batch: str) -> str:
-    """Batches a to e chose the encoder's limits; f to i were written and graded after that."""
+    """Batches a to e chose the limits, f to i are fitted on; j and k were graded after both."""
     language, _, letter = batch.partition("-")
-    return f"{language}, {'a to e' if letter <= 'e' else 'f to i'}"
+    return (
+        f"{language}, {next(one for one in ('a to e', 'f to i', 'j and k') if letter <= one[-1])}"
+    )
 
 
 def _rows(name: str) -> list[dict[str, str]]:

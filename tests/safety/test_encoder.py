@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 
 import cbtqa
 from cbtqa.cli.main import _run
 from cbtqa.errors import ConfigError, MissingExtraError
 from cbtqa.files import write_jsonl
 from cbtqa.llm.checked_files import CheckSettings, ScreenSettings, check_file, screen_texts
-from cbtqa.safety.encoder import TUNED_NAME, Tuned, open_encoder, sentence_spans
+from cbtqa.safety.encoder import TUNED_NAME, Encoder, Tuned, open_encoder, sentence_spans
 from cbtqa.safety.evaluation import evaluate_file
 from cbtqa.safety.screen import screen, screen_each
 from cbtqa.settings import resolve
@@ -27,7 +28,7 @@ from cbtqa.simulation.playing.run import run_study
 from cbtqa.tuning.answering.chat import ChatSettings, answer_safely, open_opinions, open_speaker
 from cbtqa.tuning.answering.questions import read_asked
 from cbtqa.tuning.answering.settings import GenerateSettings
-from scripts.encoder_fit import ENCODER_ALONE
+from scripts.encoder_fit import ENCODER_ALONE, Fit, fit_weighing
 from tests.safety.tiny_encoder import DANGER, HARMLESS, save_encoder, tune
 from tests.support.endpoint import ScriptedEndpoint, ok
 from tests.support.sessions import QUICK, session_of, study_of
@@ -139,8 +140,37 @@ def test_a_damaged_file_and_a_missing_folder_are_told(folder, tmp_path) -> None:
     (broken / TUNED_NAME).write_bytes(Path(folder, TUNED_NAME).read_bytes()[:900])
     with pytest.raises(ConfigError, match="damaged"):
         open_encoder(str(broken))
+    with np.load(Path(folder, TUNED_NAME)) as arrays:
+        kept = {name: arrays[name] for name in arrays.files if name != "weighing"}
+    np.savez(broken / TUNED_NAME, **kept)
+    with pytest.raises(ConfigError, match=r"another version: weighing") as caught:
+        open_encoder(str(broken))
+    assert "fit it anew" in (caught.value.hint or "")
     with pytest.raises(ConfigError, match="not a folder with a model"):
         open_encoder(str(tmp_path / "none"))
+
+
+def test_a_fit_goes_on_from_an_earlier_one(folder) -> None:
+    start = Tuned.read(Path(folder, TUNED_NAME).read_bytes())
+    encoder = Encoder(folder)
+    fit = Fit(encoder, list(HARMLESS), 9, layers=(1, 2), n_frozen=1, start=start)
+    found = fit.fitted()
+    np.testing.assert_array_equal(found["mean"], start.mean)
+    np.testing.assert_allclose(found["out"][0], start.out[0], rtol=1e-6)
+    for name, pair in start.additions.items():
+        for own, known in zip(found["additions"][name], pair, strict=True):
+            np.testing.assert_allclose(own, known, rtol=1e-6)
+
+
+def test_the_weights_of_both_models_are_found() -> None:
+    generator = np.random.default_rng(0)
+    odds = generator.normal(0, 3, (4000, 4))
+    languages = ["zh" if n % 2 else "en" for n in range(len(odds))]
+    sums = odds @ [0.5, 0, 1.0, 0] + np.array([1.0 if one == "zh" else -1.0 for one in languages])
+    grades = 2 * (generator.random(len(odds)) < 1 / (1 + np.exp(-sums)))
+    weighing = fit_weighing(odds, list(grades), languages, minimize)
+    np.testing.assert_allclose(weighing["zh"][0], [1, 0.5, 0, 1, 0], atol=0.15)
+    np.testing.assert_allclose(weighing["en"][0], [-1, 0.5, 0, 1, 0], atol=0.15)
 
 
 def test_what_was_tuned_survives_its_file(tuned, tmp_path) -> None:

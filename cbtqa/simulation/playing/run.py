@@ -134,7 +134,7 @@ def run_study(
         if second.runs:
             spent = run.players.cost or 0.0
             sessions, asked = ask_opinions(sessions, second, opened, spent, on_progress)
-            described["second_opinion"] = asked
+            described |= {"second_opinion": asked}
             write_jsonl(folder.sessions_path, sessions)
         manifest = _manifest(folder, courses, sessions, opened, run.players.cost, described)
     write_manifest(out, manifest)
