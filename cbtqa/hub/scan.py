@@ -188,7 +188,7 @@ def _people_in(text: str) -> Iterable[str]:
 # A kind of file that is not listed here is not read, and so is not published.
 
 PASSAGES_PER_BLOCK = 2_000
-TEXT_KINDS = ("*.md", "*.json", "*.txt", "*.jinja", "*.bib", "license*", "notice*")
+TEXT_KINDS = ("*.md", "*.json", "*.yaml", "*.txt", "*.jinja", "*.bib", "license*", "notice*")
 VOCABULARIES = (
     *("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json"),
     *("*.tiktoken", "*.model"),
