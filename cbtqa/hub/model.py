@@ -95,11 +95,7 @@ def plan_model(settings: ModelSettings) -> tuple[PublishPlan, Watch]:
     )
     write_text(staging / CARD_PATH, render_model_card(facts))
     if settings.benchmark:
-        url = f"https://huggingface.co/{settings.to}"
-        entries = facts.scores[0].eval_results(settings.benchmark, url)
-        name = settings.benchmark.partition("@")[0].replace("/", "--")
-        text = yaml.safe_dump(entries, allow_unicode=True, sort_keys=False, width=1_000)
-        write_text(staging / EVAL_RESULTS / f"{name}.yaml", text)
+        _write_eval_results(staging, settings.benchmark, facts)
     write_provenance(
         staging,
         "model",
@@ -118,6 +114,13 @@ def plan_model(settings: ModelSettings) -> tuple[PublishPlan, Watch]:
         remarks=_remarks(settings, base),
     )
     return plan, watch_for(settings, protected_text(settings))
+
+
+def _write_eval_results(staging: Path, benchmark: str, facts: ModelFacts) -> None:
+    entries = facts.scores[0].eval_results(benchmark, f"https://huggingface.co/{facts.settings.to}")
+    text = yaml.safe_dump(entries, allow_unicode=True, sort_keys=False, width=1_000)
+    name = benchmark.partition("@")[0].replace("/", "--")
+    write_text(staging / EVAL_RESULTS / f"{name}.yaml", text)
 
 
 def _form_of(run: Path) -> Form:
