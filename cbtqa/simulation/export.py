@@ -24,7 +24,7 @@ from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cbtqa.errors import ConfigError, DataError
 from cbtqa.files import read_jsonl, write_jsonl
@@ -85,8 +85,8 @@ class ExportSettings(PlayersSettings):
     out: Path = Path("cbtqa-export")
     """Folder of the training rows."""
     format: Literal["rows", "inspect"] = "rows"
-    """Training rows, or the judged sessions as logs for Inspect (inspect_ai). Logs want none of the
-    flags of rows."""
+    """Training rows, or the judged sessions as logs for Inspect (inspect_ai). Logs heed --judged
+    alone."""
     judged: Path | None = None
     """Folder that `simulate judge --out` wrote, for logs (default: judged/ in the study)."""
     serve: Path | None = None
@@ -108,6 +108,12 @@ class ExportSettings(PlayersSettings):
     """Share of patients."""
     split_seed: int = 0
     """Seed of the split."""
+
+    @model_validator(mode="after")
+    def _judged_is_for_logs(self) -> ExportSettings:
+        if self.judged and self.format != "inspect":
+            raise ValueError("--judged only makes sense with --format inspect")
+        return self
 
     @property
     def makes_pairs(self) -> bool:

@@ -130,6 +130,8 @@ def test_unjudged_studies_and_ratings_of_others_are_told(tmp_path: Path) -> None
     with pytest.raises(DataError, match="ratings are of no session"):
         exported(study, tmp_path / "out", judged=tmp_path / "elsewhere")
     assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match="only makes sense with --format inspect"):
+        exported(study, tmp_path / "out", judged=tmp_path / "elsewhere", format="rows")
 
 
 @pytest.mark.filterwarnings("ignore")
