@@ -22,7 +22,7 @@ from cbtqa.cli.console import print_facts, print_json, print_table, terminal_wid
 from cbtqa.cli.options import AsJson
 
 GIB = 2**30
-_NO_USERS_EXTRA = ("all", "docs", "test", "server-test", "real-test")
+_NO_USERS_EXTRA = ("all", "docs", "doors", "test", "server-test", "real-test")
 _ASK_TORCH = """
 import json, torch
 n = torch.cuda.device_count() if torch.cuda.is_available() else 0

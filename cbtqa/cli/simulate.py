@@ -109,12 +109,22 @@ def export(
 ) -> None:
     """Turn sessions into rows for `cbtqa finetune`: SFT and ORPO, split by patient, form as served.
 
-    Example: cbtqa simulate export cbtqa-corpus --reasoning plain --out rows
+    With --format inspect judged sessions become logs for `inspect view`, one an arm.
+
+    [bold]Examples[/bold]
+
+    cbtqa simulate export cbtqa-corpus --reasoning plain --out rows
+
+    cbtqa simulate export cbtqa-study --format inspect --out logs
     """
     from cbtqa.simulation.export import estimate_export, export_sessions
+    from cbtqa.simulation.inspect_logs import export_logs
 
     if dry_run:
         print_estimate(estimate_export(resolved.values), as_json)
+        return
+    if resolved.values.format == "inspect":
+        _show_logs(export_logs(resolved), as_json)
         return
     with live_progress() as progress:
         made = export_sessions(resolved, on_progress=progress.update)
@@ -134,6 +144,19 @@ def _show_export(made: Exported, as_json: bool) -> None:
     for reason, n in counts["dropped"].items():
         say(f"left out: {reason} {n:,}")
     say(f"for TRL {counts['trl']['range']}; next: cbtqa simulate lint {made.folder}")
+
+
+def _show_logs(made: FolderResult, as_json: bool) -> None:
+    counts = made.manifest.counts
+    if as_json:
+        print_json(made.to_dict())
+        return
+    print_table(f"{made.folder}: logs for Inspect", ["arm", "log"], counts["logs"].items())
+    say(f"{counts['n_judged']:,} of {counts['n_sessions']:,} sessions are judged")
+    say(f"scorers: {', '.join(counts['scorers'])}")
+    for judge in counts["unfinished"]:
+        say(f"warning: {judge} has not ended and is left out")
+    say(f"open them: inspect view --log-dir {shlex.quote(str(made.folder))}")
 
 
 @app.command("lint")

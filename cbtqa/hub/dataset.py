@@ -33,10 +33,12 @@ from cbtqa.dataset_folder import (
 from cbtqa.distortions.taxonomy import shipped_concepts
 from cbtqa.endings import Ending, ending_of
 from cbtqa.errors import DataError
-from cbtqa.files import sha256_of, write_text
+from cbtqa.files import sha256_of, write_json, write_text
 from cbtqa.hub.cards import CardFacts, Published, render_dataset_card, write_terms
+from cbtqa.hub.croissant import croissant_of
 from cbtqa.hub.plan import (
     CARD_PATH,
+    CROISSANT_PATH,
     KEY,
     Permission,
     PublishPlan,
@@ -104,7 +106,9 @@ def plan_dataset(settings: DatasetSettings) -> tuple[PublishPlan, Watch]:
         studies=tuple(studies),
     )
     write_terms(staging)
-    write_text(staging / CARD_PATH, render_dataset_card(facts))
+    card = render_dataset_card(facts)
+    write_text(staging / CARD_PATH, card)
+    write_json(staging / CROISSANT_PATH, croissant_of(card, staging, manifest, settings))
     acknowledgements = {KEY: permission.acknowledgement} if permission.acknowledgement else {}
     write_provenance(
         staging,

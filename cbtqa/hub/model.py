@@ -11,6 +11,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
+
 from cbtqa.errors import DataError
 from cbtqa.files import read_json, write_json, write_text
 from cbtqa.hub.cards import ModelFacts, render_model_card
@@ -48,6 +50,8 @@ REWRITTEN: dict[Form, tuple[str, ...]] = {
     "adapter": (ADAPTER_CONFIG,),
     "merged": ("config.json", "generation_config.json"),
 }
+EVAL_RESULTS = ".eval_results"
+"""Folder that the Hub's leaderboards read."""
 PATH_KEYS = ("_name_or_path", "name_or_path")
 """Keys in which the training's libraries leave the folder that a model was loaded from."""
 
@@ -90,6 +94,8 @@ def plan_model(settings: ModelSettings) -> tuple[PublishPlan, Watch]:
         notice_files=tuple(notices),
     )
     write_text(staging / CARD_PATH, render_model_card(facts))
+    if settings.benchmark:
+        _write_eval_results(staging, settings.benchmark, facts)
     write_provenance(
         staging,
         "model",
@@ -108,6 +114,13 @@ def plan_model(settings: ModelSettings) -> tuple[PublishPlan, Watch]:
         remarks=_remarks(settings, base),
     )
     return plan, watch_for(settings, protected_text(settings))
+
+
+def _write_eval_results(staging: Path, benchmark: str, facts: ModelFacts) -> None:
+    entries = facts.scores[0].eval_results(benchmark, f"https://huggingface.co/{facts.settings.to}")
+    text = yaml.safe_dump(entries, allow_unicode=True, sort_keys=False, width=1_000)
+    name = benchmark.partition("@")[0].replace("/", "--")
+    write_text(staging / EVAL_RESULTS / f"{name}.yaml", text)
 
 
 def _form_of(run: Path) -> Form:

@@ -98,6 +98,8 @@ class ModelScores(NamedTuple):
     system: str
     scores: tuple[MetricScore, ...]
     warnings: tuple[str, ...]
+    finished_at: str
+    """When it was scored: UTC, ISO 8601."""
 
     def table(self) -> Table:
         """Metric, value with interval, unit, signature."""
@@ -134,6 +136,30 @@ class ModelScores(NamedTuple):
             ],
         }
 
+    def eval_results(self, benchmark: str, source: str) -> list[dict[str, Any]]:
+        """The entries of a file in `.eval_results/`, one a scored metric, which is the task's id.
+
+        Source: the Hub's evaluation results and `huggingface_hub.EvalResultEntry` (2.4).
+
+        Args:
+            benchmark: owner/name of the dataset, with @revision where it is known.
+            source: address of the page that says how it was scored.
+        """
+        dataset, _, revision = benchmark.partition("@")
+        where = {"id": dataset, **({"revision": revision} if revision else {})}
+        return [
+            {
+                "dataset": {**where, "task_id": score.metric},
+                "value": score.value,
+                "date": self.finished_at,
+                "source": {"url": source, "name": "cbtqa score"},
+                "notes": f"{score.unit}; {score.signature}; {score.n_scored} of {score.n_total} "
+                f"scored; references SHA-256 {self.references_sha256}",
+            }
+            for score in self.scores
+            if score.value is not None
+        ]
+
 
 def read_scores(folder: Path, system: str | None) -> ModelScores:
     """One system's scores in a `cbtqa score` folder; None means the only one that is no anchor."""
@@ -159,4 +185,5 @@ def read_scores(folder: Path, system: str | None) -> ModelScores:
         system=wanted,
         scores=tuple(score for score in report.scores if score.system == wanted),
         warnings=report.warnings,
+        finished_at=manifest.finished_at,
     )

@@ -24,6 +24,7 @@ from cbtqa.manifest import MANIFEST_NAME, Manifest, describe_file, read_manifest
 RepoKind = Literal["dataset", "model"]
 STAGING = "publish"
 CARD_PATH = "README.md"
+CROISSANT_PATH = "croissant.json"
 PROVENANCE_PATH = "provenance.json"
 """Says what a repository holds and how it was made; also the mark of a repository of ours."""
 

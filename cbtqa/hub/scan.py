@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cbtqa.errors import DataError
 from cbtqa.files import open_text, read_json, shipped_yaml
 from cbtqa.hub.client import saved_token
-from cbtqa.hub.plan import CARD_PATH, PROVENANCE_PATH, PlannedFile, PublishPlan, PublishRefusedError
+from cbtqa.hub.plan import (
+    CARD_PATH,
+    CROISSANT_PATH,
+    PROVENANCE_PATH,
+    PlannedFile,
+    PublishPlan,
+    PublishRefusedError,
+)
 from cbtqa.hub.settings import PublishSettings
 from cbtqa.hub.source_text import ANSWER_RUN, SourceIndex
 from cbtqa.paths import real_path
@@ -34,6 +41,7 @@ PERSONAL_KINDS = {"phone", "landline", "id_card", "bank_card", "email", "wechat"
 SHORTEST_SECRET = 12
 """Characters; what is shorter is no key, and may be a common word."""
 MAX_SHOWN = 10
+OPEN_TO_ALL = (CARD_PATH, CROISSANT_PATH, PROVENANCE_PATH)
 _SECRET_NAME = re.compile(r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD)$")
 
 
@@ -76,7 +84,7 @@ def scan_plan(plan: PublishPlan, watch: Watch) -> list[Finding]:
             findings.append(Finding(file.path, refused))
             continue
         # question text is in the tables by permission, never in what stays readable for all
-        is_open = plan.has_source_text and file.path not in (CARD_PATH, PROVENANCE_PATH)
+        is_open = plan.has_source_text and file.path not in OPEN_TO_ALL
         own = Watch(SourceIndex(), watch.names, watch.secrets, watch.places) if is_open else watch
         findings += scan_file(file, own)
     return findings
@@ -180,7 +188,7 @@ def _people_in(text: str) -> Iterable[str]:
 # A kind of file that is not listed here is not read, and so is not published.
 
 PASSAGES_PER_BLOCK = 2_000
-TEXT_KINDS = ("*.md", "*.json", "*.txt", "*.jinja", "*.bib", "license*", "notice*")
+TEXT_KINDS = ("*.md", "*.json", "*.yaml", "*.txt", "*.jinja", "*.bib", "license*", "notice*")
 VOCABULARIES = (
     *("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json"),
     *("*.tiktoken", "*.model"),

@@ -143,6 +143,9 @@ class ModelCardSettings(Settings):
     """Training dataset on the Hub: owner/name. May be repeated."""
     scores: tuple[Path, ...] = ()
     """Folder that `cbtqa score --out` wrote. May be repeated."""
+    benchmark: str | None = None
+    """Benchmark on the Hub whose test set --scores used: owner/name or owner/name@COMMIT. Writes
+    `.eval_results/`, a task each metric."""
     system: str | None = None
     """Name of this model in scores and ratings. Default: the only system there."""
 
@@ -154,3 +157,11 @@ class ModelSettings(PublishSettings, ModelCardSettings):
     @classmethod
     def _are_repositories(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(_checked_id(value) for value in values)
+
+    @model_validator(mode="after")
+    def _benchmark_has_its_scores(self) -> ModelSettings:
+        if self.benchmark is not None:
+            _checked_id(self.benchmark.partition("@")[0])
+            if len(self.scores) != 1:
+                raise ValueError("--benchmark goes with exactly one --scores")
+        return self

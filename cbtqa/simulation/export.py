@@ -18,12 +18,13 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from functools import partial
 from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from cbtqa.errors import ConfigError, DataError
 from cbtqa.files import read_jsonl, write_jsonl
@@ -83,6 +84,11 @@ class ExportSettings(PlayersSettings):
     """Folder of `cbtqa simulate corpus` or `run`."""
     out: Path = Path("cbtqa-export")
     """Folder of the training rows."""
+    format: Literal["rows", "inspect"] = "rows"
+    """Training rows, or the judged sessions as logs for Inspect (inspect_ai). Logs heed --judged
+    alone."""
+    judged: Path | None = None
+    """Folder that `simulate judge --out` wrote, for logs (default: judged/ in the study)."""
     serve: Path | None = None
     """Study file in which the tuned model will play: rows take its prompts, form and limits.
     Default: the folder's own."""
@@ -102,6 +108,17 @@ class ExportSettings(PlayersSettings):
     """Share of patients."""
     split_seed: int = 0
     """Seed of the split."""
+
+    @model_validator(mode="after")
+    def _judged_is_for_logs(self) -> ExportSettings:
+        if self.judged and self.format != "inspect":
+            raise ValueError("--judged only makes sense with --format inspect")
+        return self
+
+    @property
+    def makes_pairs(self) -> bool:
+        """Whether models may be asked."""
+        return self.pairs and self.format == "rows"
 
 
 @dataclass
@@ -128,7 +145,7 @@ def export_sessions(
     started_at = now()
     work = _Export(settings, StudyFolder(settings.sessions))
     out, acknowledged = settings.out, {}
-    _refuse_foreign(out)
+    refuse_foreign(out, "sft", "orpo", "messages", f"{PAIRS_JOURNAL}*", MANIFEST_NAME)
     if not work.writers:
         counts = work.write(out, None, on_progress)
     else:
@@ -175,7 +192,7 @@ class _Export:
         self._settings, self.source = settings, source
         played = source.study()
         study, arm_of = _serving(settings, played)
-        declared = (study.pairs or played.pairs) if settings.pairs else None
+        declared = (study.pairs or played.pairs) if settings.makes_pairs else None
         sides = {"chosen": declared.chosen, "rejected": declared.rejected} if declared else {}
         self.writers = {side: at_endpoint(one, settings) for side, one in sides.items() if one}
         is_given = "max_attempts" in settings.model_fields_set
@@ -264,11 +281,12 @@ class _Export:
         return [*found, *([f"no rows in {', '.join(empty)}"] if empty else [])]
 
 
-def _refuse_foreign(out: Path) -> None:
+def refuse_foreign(out: Path, *known: str) -> None:
+    """A ConfigError where a folder holds what an export did not write; patterns of what it did."""
     if out.is_file():
         raise ConfigError(f"--out: {out} is a file")
-    known = ("sft", "orpo", "messages", PAIRS_JOURNAL, MANIFEST_NAME)
-    foreign = [path.name for path in out.glob("[!.]*") if not path.name.startswith(known)]
+    names = [path.name for path in out.glob("[!.]*")]
+    foreign = [name for name in names if not any(fnmatch(name, pattern) for pattern in known)]
     if foreign:
         message = f"--out: {out} holds {foreign[0]} and is no export"
         raise ConfigError(message, hint="name a new one")

@@ -52,6 +52,7 @@ MORE_AT: dict[str, tuple[str, ...]] = {
     "build-dataset --prompt": (*ASKED, "--dry-run"),
     "distortions label --prompt": ("--labeller", "llm", *ASKED, "--dry-run"),
     "distortions evaluate --prompt": ("--labeller", "llm", *ASKED, "--dry-run"),
+    "simulate export --judged": ("--format", "inspect"),
 }
 """The same for one place, which is looked at only then."""
 NEEDED = {
@@ -92,6 +93,7 @@ GOOD: dict[str, str] = {
     "simulate run study": "study.yaml",
     "simulate export sessions": "played",
     "simulate export --serve": "study.yaml",
+    "simulate export --judged": "played",
     "simulate lint path": "played",
     "simulate lint --against": "study.yaml",
     "simulate judge sessions": "played",

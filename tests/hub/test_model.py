@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cbtqa.errors import DataError, UsageError
 from cbtqa.hub.card_schema import ModelFront, check_front
@@ -231,3 +232,40 @@ def test_question_text_in_a_chat_template_is_found_with_the_source(
     assert {finding.where.split(":")[0] for finding in scan_plan(plan, watch)} == {
         "chat_template.jinja"
     }
+
+
+def test_scores_on_a_benchmark_are_entries_that_the_hub_s_client_parses(
+    run: Path, adapter: Path, tmp_path: Path
+) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    scores = write_scores(run, tmp_path / "scores")
+    plan = plan_of(adapter, scores=(scores,), benchmark=f"lab/cbt-bench@{REVISION}")
+    source = plan.file(".eval_results/lab--cbt-bench.yaml").source
+    written = yaml.safe_load(source.read_text("utf-8"))
+    entries = hub.parse_eval_result_entries(written)
+    assert hub.eval_result_entries_to_yaml(entries) == written
+    shown = split_card(plan.card)[0]["model-index"][0]["results"][0]["metrics"]
+    assert {one.task_id: one.value for one in entries} == {
+        metric["type"]: metric["value"] for metric in shown
+    }
+    assert {(one.dataset_id, one.dataset_revision) for one in entries} == {
+        ("lab/cbt-bench", REVISION)
+    }
+    assert all(one.source_url == "https://huggingface.co/lab/cbt-adapter" for one in entries)
+    assert plan.file(".eval_results/lab--cbt-bench.yaml").path in {
+        file["path"] for file in json_of(plan, "provenance.json")["files"]
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"benchmark": "lab/bench"}, "exactly one --scores"),
+        ({"benchmark": "bench", "scores": ("x",)}, "expected owner/name"),
+    ],
+)
+def test_a_benchmark_wants_its_scores_and_a_repository(
+    adapter: Path, flags: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelSettings(run=adapter, to="lab/cbt-adapter", **flags)

@@ -70,7 +70,7 @@ def test_publishing_creates_gates_uploads_tags_and_reads_back_in_this_order(
     read_back = {
         r.path.rsplit("/", 1)[-1] for r in hub.requests[last_write:] if "resolve" in r.path
     }
-    assert read_back == {"README.md", "LICENSE.md", "provenance.json"}
+    assert read_back == {"README.md", "LICENSE.md", "croissant.json", "provenance.json"}
     assert done.url == f"{hub.url}/datasets/{REPO}"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as Xml
 
+import pytest
 import yaml
 
 from cbtqa.ratings.exchange import (
@@ -162,3 +163,47 @@ def test_ratings_are_exported_from_a_copy_while_the_store_is_in_use(
     assert len(ratings.read_text("utf-8").splitlines()) == 3 * len(folder.plan)
     with Store(snapshot, folder.study.id) as other:
         assert other.answers() == store.answers()
+
+
+# --- by the programs themselves -------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_label_studio_accepts_the_config_and_every_task(
+    folder: StudyFolder, tmp_path: Path
+) -> None:
+    sdk = pytest.importorskip(
+        "label_studio_sdk.label_interface", reason="needs label-studio-sdk: cbtqa[doors]"
+    )
+    tasks = exported(folder, tmp_path)
+    interface = sdk.LabelInterface((tmp_path / "config.xml").read_text("utf-8"))
+    interface.validate()
+    assert {"relevance", "structure", "helpfulness", "flags", "note"} <= set(interface._controls)
+    assert all(interface.validate_task(task) for task in tasks)
+    fields = (("relevance", {"choices": ["2"]}), ("note", {"text": ["一"]}))
+    kinds = {"relevance": "choices", "note": "textarea"}
+    for task in annotated(tasks, *fields):
+        (annotation,) = task["annotations"]
+        for result in annotation["result"]:
+            result |= {"id": result["from_name"], "type": kinds[result["from_name"]]}
+        assert interface.validate_annotation(annotation)
+        annotation["result"][0]["from_name"] = "no_such_control"
+        assert not interface.validate_annotation(annotation)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_potato_accepts_the_config_and_knows_every_key(
+    folder: StudyFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    checks = pytest.importorskip(
+        "potato.server_utils.config_module", reason="needs potato-annotation: cbtqa[doors]"
+    )
+    export_potato(folder, tmp_path)
+    for rater in folder.study.raters:
+        path = tmp_path / rater / "config.yaml"
+        config = yaml.safe_load(path.read_text("utf-8"))
+        checks.validate_yaml_structure(config, str(path.parent), str(path.parent))
+        checks.validate_unknown_keys(config)
+    assert "Unrecognized" not in caplog.text
+    checks.validate_unknown_keys({"no_such_key": 1})
+    assert "Unrecognized" in caplog.text
