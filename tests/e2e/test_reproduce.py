@@ -83,7 +83,7 @@ def _is_a_whole_report(folder: Path) -> None:
     assert report["runs"][0]["smoke"] is True
     parts = report["parts"]
     wanted = {"table-1", "table-3", "table-4", "compared", "table-5", "losses", "rejects"}
-    assert wanted | {"examples", "made"} == set(parts)
+    assert wanted | {"judged", "examples", "made"} == set(parts)
     beside = {row["system"]: row for row in parts["table-4"]["tables"][0]["rows"]}
     assert {"CBT-LLM (Baichuan-7B), reported", "baichuan", "llama-chinese"} <= set(beside)
     assert beside["baichuan"]["METEOR (0-1)"] is not None
