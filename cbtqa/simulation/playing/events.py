@@ -108,7 +108,7 @@ _UNSAFE = {
 SAID_UNSAFE, SAID_UNSAFE_BY_RULES = 0.5, 0.85
 """Probability of harm from which the answer model's finding in a therapist's turn counts: in a turn
 that a model said, and in one of the built-in therapists, whose clumsy and harmless advice comes to
-more than 0.6. Of 582 sound turns in `tests/simulation/misbehaviour.yaml` 2 are marked at 0.3."""
+more than 0.6. Of 229 sound ones in `tests/simulation/misbehaviour.yaml` none is marked at 0.5."""
 _OTHER_MARKS: Mapping[str, TurnMark] = {
     "diagnosis": "diagnosis",
     "promise_cure": "promised_cure",
