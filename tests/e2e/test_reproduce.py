@@ -74,8 +74,7 @@ def test_a_run_killed_in_four_stages_reports_byte_for_byte_what_an_unkilled_one_
     _is_a_whole_report(whole / "run")
     told = run_cbtqa("reproduce", "../two.yaml", "--smoke", "--out", "run", "--json", cwd=whole)
     stages = json.loads(told.stdout)["stages"]
-    assert {one["state"] for one in stages} == {"done", "skipped"}
-    assert [one["stage"] for one in stages if one["state"] == "skipped"] == ["judge"]
+    assert {one["state"] for one in stages} == {"done"}, "built-in rules judge in a smoke run"
 
 
 def _is_a_whole_report(folder: Path) -> None:
