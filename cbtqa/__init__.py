@@ -14,6 +14,7 @@ draws the rooms of this package.
 from __future__ import annotations
 
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -42,6 +43,8 @@ __all__ = [
     "load",
     "merge",
     "publish",
+    "report",
+    "reproduce",
     "score",
     "screen",
 ]
@@ -69,6 +72,8 @@ if TYPE_CHECKING:
         load,
         merge,
         publish,
+        report,
+        reproduce,
         score,
         screen,
     )
@@ -83,6 +88,17 @@ if TYPE_CHECKING:
         Question,
         Rejection,
     )
+
+
+class VerbRoom(ModuleType):
+    """The module of a room whose name is a verb's: called, it does what the verb does.
+
+    Python binds a room to its name here as soon as anything imports it, over the function.
+    """
+
+    def __call__(self, *given: Any, **settings: Any) -> Any:
+        verb = getattr(import_module("cbtqa.api"), self.__name__.rpartition(".")[2])
+        return verb(*given, **settings)
 
 
 def __getattr__(name: str) -> Any:

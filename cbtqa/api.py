@@ -12,7 +12,7 @@ Texts to score or label may be given as a path, a list of texts or of rows, a pa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from cbtqa.llm.progress import Progress
     from cbtqa.metrics.comparison import Comparison
     from cbtqa.metrics.scoring import Scored
+    from cbtqa.reproduce.experiment import Reproduced
+    from cbtqa.reproduce.report import ExperimentReport
     from cbtqa.safety.screen import Screening
     from cbtqa.tuning.answering.generate import GenerateResult
     from cbtqa.tuning.training.finetune import FinetuneResult
@@ -341,6 +343,58 @@ def publish(
     if not dry_run:
         refuse_findings(prepared.findings)
     return prepared if dry_run else hub.publish(prepared)
+
+
+def reproduce(
+    recipe: PathLike | Settings,
+    *,
+    only: Sequence[str] = (),
+    from_: str | None = None,
+    dry_run: bool = False,
+    progress: Watch = False,
+    **settings: Any,
+) -> Reproduced:
+    """One experiment from end to end, by recipe: `cbtqa reproduce`.
+
+    What is done is not done again; the same call continues a run that was interrupted.
+
+    Args:
+        only: stages by kind (`finetune`) or name (`finetune:qwen`).
+        from_: the stage to begin at; those before it are done.
+        dry_run: what each stage would take; nothing is sent, nothing is trained.
+
+    Example:
+        planned = cbtqa.reproduce("cbt-llm", smoke=True, dry_run=True)
+        planned.to_pandas()[["stage", "state"]]
+    """
+    from cbtqa.reproduce.experiment import run_experiment
+    from cbtqa.reproduce.stages import ReproduceSettings
+    from cbtqa.reproduce.stages import Watch as Watching
+
+    given = recipe if isinstance(recipe, Settings) else str(recipe)
+    resolved = _resolved(ReproduceSettings, "recipe", given, settings)
+    with _watching(progress) as (on_progress, on_stage):
+        watch = Watching(on_progress, on_stage)
+        return run_experiment(resolved.values, only, from_, dry_run=dry_run, watch=watch)
+
+
+def report(*runs: PathLike | Reproduced | Settings, **settings: Any) -> ExperimentReport:
+    """One page of experiments, our tables beside the paper's: `cbtqa report`.
+
+    Args:
+        runs: folders that `reproduce` wrote, or its results.
+
+    Example:
+        data = cbtqa.reproduce("cbt-llm", only=["build"], smoke=True, out="runs/cbt-llm")
+        page = cbtqa.report(data, format_=["html", "md"])
+        page.files, page.to_pandas("table-1")
+    """
+    from cbtqa.reproduce.report import write_report
+    from cbtqa.reproduce.stages import ReportSettings
+
+    given = [getattr(one, "path", one) for one in runs]
+    first = runs[0] if len(runs) == 1 and isinstance(runs[0], Settings) else given or None
+    return write_report(_resolved(ReportSettings, "runs", first, settings).values)
 
 
 def join(published: PathLike | Settings, **settings: Any) -> Joined:

@@ -10,6 +10,7 @@
         EndpointAuthError        the key is missing or refused
         RateLimitError           too many requests; may carry the wait the server asked for
         EndpointTimeoutError     no answer within the limit
+          NotListeningError      this machine refuses the connection: no such server on it
         BadResponseError         an answer that is not the protocol
       IncompleteRunError    6    outputs are kept; the same command continues
       LicenceGateError      7    a licence or agreement forbids the step without permission
@@ -115,6 +116,10 @@ class EndpointTimeoutError(EndpointError):
     """No (whole) answer within the time limit, or the connection broke."""
 
     is_retryable = True
+
+
+class NotListeningError(EndpointTimeoutError):
+    """This machine itself says that nothing listens on the port: no network can be at fault."""
 
 
 class BadResponseError(EndpointError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -139,6 +139,26 @@ def resolve(
             problems.append(f"{place}{item['msg']}" + (f", got {item['input']!r}" if field else ""))
     _raise_problems(problems, missing)
     return Resolved(settings, origins)
+
+
+def refuse_ignored(resolved: Resolved[Any], heeded: Container[str], where: str) -> None:
+    """Refuses settings that would be ignored; those of the environment are for other commands too.
+
+    Args:
+        heeded: fields that mean something here.
+        where: what ignores the others, such as `--format inspect`.
+
+    Raises:
+        UsageError: names all of them.
+    """
+    ignored = [
+        flag_of(name)
+        for name, origin in resolved.origins.items()
+        if name not in heeded and not origin.startswith(("default", ENVIRONMENT_PREFIX))
+    ]
+    if ignored:
+        verb = "means" if len(ignored) == 1 else "mean"
+        raise UsageError(f"{', '.join(ignored)} {verb} nothing with {where}", hint="leave it out")
 
 
 def _raise_problems(problems: Sequence[str], missing: Sequence[str]) -> None:

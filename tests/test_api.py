@@ -171,3 +171,25 @@ def test_lists_of_references_are_several_to_each_prediction() -> None:
         cbtqa.score(given[:1], references=references)
     with pytest.raises(DataError, match="differ in kind"):
         cbtqa.score(given, references=[["好。"], [3]])
+
+
+def test_an_experiment_and_its_report_are_functions_beside_their_rooms(tmp_path: Path) -> None:
+    import cbtqa.report.table  # binds the room over the function
+    import cbtqa.reproduce.pipeline  # noqa: F401
+
+    done = cbtqa.reproduce("cbt-llm", only=["build"], smoke=True, out=tmp_path / "run")
+    assert [(one.stage, one.state) for one in done.stages] == [("build", "done")]
+    assert done.report is None and "done" in done._repr_html_()
+    page = cbtqa.report(done, out=tmp_path / "page")
+    assert [path.name for path in page.files] == ["report.html"]
+    ours = page.to_pandas("table-1").set_index("column 1")["ours"]
+    built = cbtqa.DatasetFolder.open(tmp_path / "run/dataset")
+    assert ours["entries"] == built.manifest.counts["n_out"]
+    assert list(page.to_pandas()["table"])[0] == "table-1" and "<table>" in page._repr_html_()
+    planned = cbtqa.reproduce("cbt-llm", smoke=True, dry_run=True, out=tmp_path / "run")
+    states = planned.to_pandas().set_index("stage")["state"]
+    assert states["build"] == "done" and states["score"] == "waiting"
+    with pytest.raises(UsageError, match="no stage 'scor'"):
+        cbtqa.reproduce("cbt-llm", from_="scor", out=tmp_path / "run")
+    with pytest.raises(DataError, match="no experiment here"):
+        cbtqa.report(tmp_path / "page")

@@ -13,9 +13,9 @@ from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.judging.training_rows import JudgeForm, JudgeRowSettings
 from cbtqa.ratings.design import NewStudySettings, create_study
 from cbtqa.ratings.store import Store
-from cbtqa.ratings.study import StudyFolder, open_study
+from cbtqa.ratings.study import StudyFolder, newest_study, open_study
 from cbtqa.report.table import Table
-from cbtqa.settings import Resolved
+from cbtqa.settings import Resolved, refuse_ignored
 
 if TYPE_CHECKING:
     from cbtqa.ratings.collect import Collected
@@ -27,11 +27,20 @@ app = CommandGroup(
 Replace = Annotated[
     bool, typer.Option("--replace", help="Where store and file differ, take the file's.")
 ]
-StudyPath = Annotated[Path, typer.Argument(metavar="STUDY", help="Folder of the study.")]
+StudyPath = Annotated[
+    Path, typer.Argument(metavar="STUDY", help="Folder that cbtqa rate new made.")
+]
+StudyHere = Annotated[
+    Path | None,
+    typer.Argument(metavar="STUDY", help="Folder of the study (default: the newest study here)."),
+]
 
 
-def open_both(path: Path) -> tuple[StudyFolder, Store]:
-    """A study and its store."""
+def open_both(path: Path | None) -> tuple[StudyFolder, Store]:
+    """A study and its store; the newest in the current folder where none is named."""
+    if path is None:
+        path = newest_study()
+        say(f"study: {path}, the newest here")
     folder = open_study(path)
     return folder, Store(folder.store_path, folder.study.id)
 
@@ -105,7 +114,7 @@ def show_collected(folder: StudyFolder, collected: Collected, as_json: bool) -> 
 
 @app.command("serve")
 def serve(
-    study: StudyPath,
+    study: StudyHere = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8765,
     lan: Annotated[
         bool, typer.Option("--lan", help="Listen to the local network too, without encryption.")
@@ -164,7 +173,7 @@ def issue_links(folder: StudyFolder, store: Store, replaced: list[str]) -> dict[
 
 
 @app.command("status")
-def status(study: StudyPath, as_json: AsJson = False) -> None:
+def status(study: StudyHere = None, as_json: AsJson = False) -> None:
     """Show who has done how much, and agreement so far (not for steering the ratings).
 
     Example: cbtqa rate status study
@@ -179,7 +188,7 @@ def status(study: StudyPath, as_json: AsJson = False) -> None:
 
 @app.command("report")
 def report(
-    study: StudyPath,
+    study: StudyHere = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the report; default STUDY/report.")
     ] = None,
@@ -259,6 +268,7 @@ def export(
         if to == "judge-sft":
             _export_judge_rows(folder, store, out, resolved, as_json)
             return
+        refuse_ignored(resolved, (), f"--to {to}")
         if to == "ratings":
             paths = export_ratings(folder, store, out)
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,12 +11,12 @@ from cbtqa.cli.dry_run import DryRun
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.report.table import Cell, Column, Table
 from cbtqa.report.words import GAP, digits, money
-from cbtqa.reproduce.stages import FORMATS, ReportSettings, ReproduceSettings
+from cbtqa.reproduce.stages import ReportSettings, ReproduceSettings
 from cbtqa.settings import Resolved
 
 if TYPE_CHECKING:
+    from cbtqa.reproduce.experiment import Reproduced
     from cbtqa.reproduce.pipeline import StageState
-    from cbtqa.reproduce.stages import Plan
 
 Only = Annotated[
     list[str] | None,
@@ -55,59 +54,41 @@ def reproduce(
 
     cbtqa reproduce cbt-llm --from score
     """
-    from cbtqa.reproduce.pipeline import chosen_stages, make_plan, stages_of
-
-    plan = make_plan(resolved.values)
-    stages = stages_of(plan)
-    chosen = chosen_stages(stages, only or (), from_)
-    if not dry_run:
-        _run(plan, stages, chosen, is_quiet=as_json)
-        if not only or "report" in only:
-            _report(plan)
-    _show_states(plan, stages if dry_run else chosen, stages, is_dry=dry_run, as_json=as_json)
-
-
-def _run(plan: Plan, stages: Sequence[Any], chosen: Sequence[Any], *, is_quiet: bool) -> None:
-    from cbtqa.reproduce.pipeline import reproduce as run_stages
+    from cbtqa.reproduce.experiment import run_experiment
     from cbtqa.reproduce.stages import Watch
 
-    def on_state(state: StageState, n: int, n_all: int) -> None:
-        more = f" ({state.why})" if state.state == "skipped" else ""
-        say(f"[{n}/{n_all}] {state.stage}: {state.state}{more}")
-
     with live_progress() as progress:
-        run_stages(plan, stages, chosen, Watch(progress.update, progress.stage), on_state)
-
-
-def _report(plan: Plan) -> None:
-    from cbtqa.reproduce.report import write_report
-
-    for path in write_report(ReportSettings(runs=(plan.root,), format_=FORMATS)):
+        done = run_experiment(
+            resolved.values,
+            only or (),
+            from_,
+            dry_run=dry_run,
+            watch=Watch(progress.update, progress.stage),
+            on_state=_say_state,
+        )
+    for path in done.report.files if done.report else ():
         say(f"report: {path}")
-
-
-def _show_states(
-    plan: Plan, asked: Sequence[Any], stages: Sequence[Any], *, is_dry: bool, as_json: bool
-) -> None:
-    from cbtqa.reproduce.pipeline import states
-
-    names = {one.name for one in asked}
-    found = [one for one in states(plan, stages, with_cost=is_dry) if is_dry or one.stage in names]
     if as_json:
-        rows = [one.model_dump(mode="json") for one in found]
-        place = {"folder": str(plan.root), "recipe": plan.recipe.id, "smoke": plan.settings.smoke}
-        print_json({**place, "dry_run": is_dry, "card": plan.card, "stages": rows})
-        return
-    if not is_dry:
-        rows_of = [(one.stage, one.state, one.why or "") for one in found]
-        show_table(Table(["stage", "state", ""], rows_of, str(plan.root)))
-        return
-    costs = [(one.stage, one.state, *_cost(one)) for one in found]
+        print_json(done.to_dict())
+    elif dry_run:
+        _show_costs(done)
+    else:
+        rows = [(one.stage, one.state, one.why or "") for one in done.stages]
+        show_table(Table(["stage", "state", ""], rows, str(done.folder)))
+
+
+def _say_state(state: StageState, n: int, n_all: int) -> None:
+    more = f" ({state.why})" if state.state == "skipped" else ""
+    say(f"[{n}/{n_all}] {state.stage}: {state.state}{more}")
+
+
+def _show_costs(done: Reproduced) -> None:
+    costs = [(one.stage, one.state, *_cost(one)) for one in done.stages]
     heads: list[Any] = ["stage", "state", "requests", "price", Column("hours", digits(1))]
-    title = f"dry run: nothing was sent, nothing was trained; hours on one {plan.card}"
+    title = f"dry run: nothing was sent, nothing was trained; hours on one {done.card}"
     show_table(Table(heads, costs, title))
     why: dict[str, list[str]] = {}
-    for one in found:
+    for one in done.stages:
         waits = "waits " if one.state == "waiting" else ""
         why.setdefault(waits + (one.why or one.cost.note), []).append(one.stage)
     for reason, stages_of_it in why.items():
@@ -131,5 +112,5 @@ def report(resolved: Resolved[ReportSettings]) -> None:
     """
     from cbtqa.reproduce.report import write_report
 
-    for path in write_report(resolved.values):
+    for path in write_report(resolved.values).files:
         say(f"written: {path}")

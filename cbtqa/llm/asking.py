@@ -16,7 +16,15 @@ from cbtqa.llm.chat import ChatRequest, Fault, Reply
 from cbtqa.llm.cost import Budget, Price, estimate_prompt, estimate_tokens
 from cbtqa.llm.endpoint import Endpoint, ResponseFormat
 from cbtqa.llm.journal import Journal, State
-from cbtqa.llm.limits import MOST_TIMEOUT_S, Gate, GateClosedError, Limits, Queue, backoff_s
+from cbtqa.llm.limits import (
+    MOST_TIMEOUT_S,
+    Gate,
+    GateClosedError,
+    Limits,
+    Queue,
+    backoff_s,
+    longest_look_s,
+)
 from cbtqa.llm.progress import Meter
 from cbtqa.llm.protocol import EventStreamError, RequestRefusedError, request_body
 from cbtqa.llm.transport import Received, Transport, open_transport
@@ -356,7 +364,8 @@ class Model:
             n_tries = tries.n_failed + tries.n_limited
             detail = f"given up after {n_tries} failures in {waited:.0f} s; the last: {error}"
             raise ItemFailedError(State.ENDPOINT, Fault(Reason.ENDPOINT, detail))
-        await gate.sleep(0 if wait_asked else backoff_s(max(1, tries.n_failed + tries.n_limited)))
+        wait_s = min(backoff_s(max(1, tries.n_failed + tries.n_limited)), longest_look_s(error))
+        await gate.sleep(0 if wait_asked else wait_s)
 
 
 def _stepped_down(tries: _Tries, error: EndpointError) -> bool:

@@ -178,6 +178,13 @@ class Endpoint:
         return self.folder is not None or is_local(self.base_url)
 
     @property
+    def is_this_machine(self) -> bool:
+        """True when the address is a loopback one."""
+        with suppress(ValueError):
+            return ipaddress.ip_address(self.host).is_loopback
+        return self.host == "localhost"
+
+    @property
     def is_batch(self) -> bool:
         """True when requests are handed in as files and answered later."""
         return self.transport in ("batch-api", "batch-files")

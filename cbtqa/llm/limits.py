@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from pydantic import Field, field_validator
 
-from cbtqa.errors import EndpointError, RateLimitError
+from cbtqa.errors import EndpointError, NotListeningError, RateLimitError
 from cbtqa.llm.protocol import duration_s
 from cbtqa.records import Reason
 from cbtqa.settings import Settings
@@ -109,6 +109,10 @@ class Limits(RateSettings):
 
 NEVER_THERE_S = 8.0
 """Patience with an endpoint that has not answered once in this run: most likely a wrong address."""
+NOT_LISTENING_S = 1.0
+"""The same where this machine itself refuses the connection."""
+NOT_LISTENING_LOOK_S = 0.5
+"""Until such a server is looked for again."""
 
 
 class Pace:
@@ -406,7 +410,7 @@ class Gate:
         if self.has_alternative and self.is_suspect:
             self.hold(REST_S)
         elif self.is_out and self.hold_until <= now:
-            most = BUSY_LOOK_S if isinstance(error, RateLimitError) else BACKOFF_MOST_S
+            most = BUSY_LOOK_S if isinstance(error, RateLimitError) else longest_look_s(error)
             self.hold(min(most, BACKOFF_FIRST_S * 2**self._n_holds))
             self._n_holds = min(self._n_holds + 1, 30)
 
@@ -439,7 +443,8 @@ class Gate:
 
         A server that takes long to fail gets longer: it was there all the time.
         """
-        if not self.is_out or self.has_alternative:
+        is_refused = isinstance(error, NotListeningError) and not self.has_answered
+        if not (self.is_out or is_refused) or self.has_alternative:
             return False
         if not self._limits.waits:
             return True
@@ -451,9 +456,14 @@ class Gate:
         if error.status in (502, 504):  # a gateway before a server that is starting
             patience = max(patience, LIMITED_FOR_S)
         elif not self.has_answered and took_s < limits.timeout_s:
-            patience = min(patience, NEVER_THERE_S)
+            patience = min(patience, NOT_LISTENING_S if is_refused else NEVER_THERE_S)
         patience = max(patience, 3 * min(took_s, limits.timeout_s))
         return now - self._failing_since >= patience
+
+
+def longest_look_s(error: EndpointError) -> float:
+    """Most seconds until a server is looked for again that failed like this."""
+    return NOT_LISTENING_LOOK_S if isinstance(error, NotListeningError) else BACKOFF_MOST_S
 
 
 def backoff_s(n_failures: int) -> float:

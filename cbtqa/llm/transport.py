@@ -9,6 +9,7 @@ connections; the SDK is for servers that need what only the SDK does.
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import time
 import zlib
@@ -18,8 +19,14 @@ from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
 
-from cbtqa.errors import BadResponseError, EndpointError, EndpointTimeoutError
+from cbtqa.errors import (
+    BadResponseError,
+    EndpointError,
+    EndpointTimeoutError,
+    NotListeningError,
+)
 from cbtqa.llm.chat import ChatRequest, Reply
 from cbtqa.llm.endpoint import Endpoint
 from cbtqa.llm.protocol import error_of, parse_completion, request_body
@@ -155,6 +162,7 @@ def mapped_errors(unexpected: str, endpoint: Endpoint) -> Iterator[None]:
         cause = error.__cause__ or error
         if isinstance(cause, EndpointError):
             raise cause from None
+        _refuse_not_listening(error, endpoint)
         said = f"the connection broke: {described(cause)}"
         raise EndpointTimeoutError(said, hint=NOT_THERE) from None
     except (openai.APIError, ValueError, TypeError, AttributeError, RecursionError) as error:
@@ -165,6 +173,20 @@ def mapped_errors(unexpected: str, endpoint: Endpoint) -> Iterator[None]:
 def _too_slow(timeout_s: float) -> EndpointTimeoutError:
     said = f"no whole answer within {timeout_s:g} s"
     return EndpointTimeoutError(said, hint="give it more time, --timeout-s, or less at a time")
+
+
+def _refuse_not_listening(error: BaseException, endpoint: Endpoint) -> None:
+    """Raises NotListeningError where a refused connection to this machine is the cause."""
+    if not endpoint.is_this_machine:
+        return
+    cause: BaseException | None = error
+    while cause is not None:
+        refused = getattr(cause, "os_error", cause)
+        if isinstance(refused, OSError) and refused.errno == errno.ECONNREFUSED:
+            place = urlsplit(endpoint.base_url).netloc
+            said = f"cannot connect to {place}: nothing listens there"
+            raise NotListeningError(said, hint=NOT_THERE) from None
+        cause = cause.__cause__ or cause.__context__
 
 
 def _allow_open_files(wanted: int) -> None:
@@ -222,6 +244,7 @@ class HttpTransport:
         except (aiohttp.ClientConnectorCertificateError, aiohttp.ClientConnectorSSLError) as error:
             raise EndpointError(f"no secure connection: {described(error)}") from None
         except aiohttp.ClientConnectorError as error:
+            _refuse_not_listening(error, self._endpoint)
             place = f"{error.host}:{error.port}"
             said = f"cannot connect to {place}: {error.strerror}"
             raise EndpointTimeoutError(said, hint=NOT_THERE) from None

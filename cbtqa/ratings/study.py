@@ -286,6 +286,23 @@ def open_study(path: Path) -> StudyFolder:
     return StudyFolder(path, study, rubric, items, plan)
 
 
+def newest_study(within: Path = Path()) -> Path:
+    """The study made last: this folder itself, or one or two levels down.
+
+    Raises:
+        UsageError: there is none.
+    """
+    parts = ("study.json", "rubric.json", "items.jsonl", "plan.jsonl")
+    folders = (within, *within.glob("*/"), *within.glob("*/*/"))
+    found = [one for one in folders if all((one / name).is_file() for name in parts)]
+    if not found:
+        raise UsageError(
+            "no rating study named, and none in the current folder",
+            hint="cbtqa rate new makes one; or give its folder",
+        )
+    return max(found, key=lambda one: (one / "study.json").stat().st_mtime_ns)
+
+
 def _read_part(model: type[RecordT], path: Path) -> RecordT:
     return parse_record(model, read_json(path), str(path))
 

@@ -12,11 +12,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 import cbtqa
+from cbtqa.database_files import LockFile
 from cbtqa.errors import CbtqaError, DataError, IncompleteRunError, UsageError
 from cbtqa.files import parse_record, read_json, sha256_of, write_json
 from cbtqa.manifest import MANIFEST_NAME, read_manifest
@@ -217,10 +219,21 @@ def reproduce(
 
     Raises:
         IncompleteRunError: a stage before the chosen ones is not done.
-        ConfigError: the folder holds another experiment.
+        UsageError: the folder holds another experiment.
+        ConfigError: another process is at it.
         CbtqaError: as the verbs themselves; the same command continues.
     """
-    _begin(plan)
+    with _begun(plan):
+        _do(plan, stages, chosen, watch, on_state)
+
+
+def _do(
+    plan: Plan,
+    stages: Sequence[Stage],
+    chosen: Sequence[Stage],
+    watch: Watch,
+    on_state: Callable[[StageState, int, int], None],
+) -> None:
     for stage in chosen:
         state, why = state_of(plan, stage, stages)
         told = StageState(stage=stage.name, state=state, why=why)
@@ -256,8 +269,9 @@ def _check_whole(stage: Stage) -> None:
             raise DataError("is not as its manifest says", where=str(path), hint=hint)
 
 
-def _begin(plan: Plan) -> None:
-    """Writes what the folder is, and refuses that of another experiment."""
+@contextmanager
+def _begun(plan: Plan) -> Iterator[None]:
+    """Holds the folder alone, with what it is written in it; refuses that of another experiment."""
     path = plan.root / EXPERIMENT_NAME
     there = plan.root.iterdir() if plan.root.is_dir() else ()
     if not path.exists() and any(not one.name.startswith(".") for one in there):
@@ -279,4 +293,10 @@ def _begin(plan: Plan) -> None:
                 f"{plan.root} holds {kind}{before.recipe.id}", hint="name another --out"
             )
     make_folder(plan.root)
-    write_json(path, experiment)
+    lock = LockFile(path)
+    lock.take()
+    try:
+        write_json(path, experiment)
+        yield
+    finally:
+        lock.release()

@@ -9,7 +9,7 @@ run was interrupted: no times, no costs, no paths.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from cbtqa.metrics.scoring import ScoreReport
 from cbtqa.metrics.tables import beside_paper, label_of, score_table
 from cbtqa.papers import PaperTable, paper_table, papers, source_of
 from cbtqa.ratings.results import Score, StudyReport
-from cbtqa.records import STEP_NAMES
+from cbtqa.records import STEP_NAMES, Tabular
 from cbtqa.report.charts import Interval, Line, interval_chart, line_chart
 from cbtqa.report.page import Head, Lang, Phrase, load_wording, render_page, same
 from cbtqa.report.table import AnyColumn, Cell, Column, Estimate, Table
@@ -113,7 +113,35 @@ class Run:
         return found
 
 
-def write_report(settings: ReportSettings) -> list[Path]:
+@dataclass(frozen=True)
+class ExperimentReport(Tabular):
+    """What `cbtqa report` wrote."""
+
+    files: tuple[Path, ...]
+    tables: Mapping[str, Table]
+    """By the anchor of their section, such as `table-4`; its second one is `table-4/2`."""
+    titles: Mapping[str, str]
+    """Of the section of each table."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Files, and the rows of each table."""
+        rows = {name: table.records() for name, table in self.tables.items()}
+        return {"files": [str(path) for path in self.files], "tables": rows}
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """The tables, one a row."""
+        return [
+            {"table": name, "section": self.titles[name], "title": table.title_in("en")}
+            | {"n_rows": len(table.rows)}
+            for name, table in self.tables.items()
+        ]
+
+    def to_pandas(self, table: str | None = None) -> Any:
+        """One table by its name as a `pandas.DataFrame`; without a name, which there are."""
+        return super().to_pandas() if table is None else self.tables[table].to_pandas()
+
+
+def write_report(settings: ReportSettings) -> ExperimentReport:
     """Writes `report.html`, `report.md` and `report.json`, as asked for."""
     words, lang = load_wording(__package__, "wording.yaml"), settings.lang
     runs = [Run.open(root) for root in settings.runs]
@@ -130,7 +158,13 @@ def write_report(settings: ReportSettings) -> list[Path]:
         else:
             write_json(path, _as_json(runs, parts, facts))
         written.append(path)
-    return written
+    tables: dict[str, Table] = {}
+    titles: dict[str, str] = {}
+    for part in parts:
+        for place, table in enumerate(part.tables, 1):
+            name = part.anchor + (f"/{place}" if place > 1 else "")
+            tables[name], titles[name] = table, part.title.first(lang)
+    return ExperimentReport(tuple(written), tables, titles)
 
 
 Fact = tuple[str, Phrase, str]

@@ -460,13 +460,18 @@ def open_encoder(given: str | None) -> ScreenEncoder | None:
         )
     try:
         tuned = Tuned.read((own if own.is_file() else shipped).read_bytes())
-    except KeyError as error:
+    except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        if not own.is_file():
+            raise ConfigError(
+                f"{FLAG}: {TUNED_NAME} of the installed cbtqa is damaged: {error}",
+                hint="install cbtqa again; --screen-model itself is not at fault",
+            ) from None
+        if not isinstance(error, KeyError):
+            raise ConfigError(f"{FLAG}: {own} is damaged: {error}") from None
         raise ConfigError(
             f"{FLAG}: {own} was fitted by another version: {error.args[0]}",
             hint="fit it anew: scripts/train_safety --encoder FOLDER --out OUT",
         ) from None
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{FLAG}: {own} is damaged: {error}") from None
     base = str(folder) if folder.is_dir() else given
     if own.is_file() and not (folder / "config.json").is_file():
         base = tuned.base

@@ -85,8 +85,8 @@ class ExportSettings(PlayersSettings):
     out: Path = Path("cbtqa-export")
     """Folder of the training rows."""
     format: Literal["rows", "inspect"] = "rows"
-    """Training rows, or the judged sessions as logs for Inspect (inspect_ai). Logs heed --judged
-    alone."""
+    """Training rows, or the judged sessions as logs for Inspect (inspect_ai). Logs take --judged,
+    no other flag of rows."""
     judged: Path | None = None
     """Folder that `simulate judge --out` wrote, for logs (default: judged/ in the study)."""
     serve: Path | None = None

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -37,7 +37,7 @@ from cbtqa.manifest import (
 )
 from cbtqa.paths import make_folder
 from cbtqa.records import ItemRating, Session, Turn
-from cbtqa.settings import Resolved
+from cbtqa.settings import Resolved, refuse_ignored
 from cbtqa.simulation.analysis.scores import (
     Judged,
     all_totals,
@@ -53,6 +53,8 @@ from cbtqa.simulation.sessions import StudyFolder
 from cbtqa.simulation.study import StudySettings
 
 LOG_VERSION = 2
+HEEDED = ("sessions", "out", "format", "judged")
+"""Settings that mean something to logs; the others are about rows."""
 LOGS = "[0-9]*T*_*.json"
 """Names of logs: Inspect lists only those that begin with a time."""
 
@@ -61,10 +63,12 @@ def export_logs(resolved: Resolved[ExportSettings]) -> FolderResult:
     """Writes a log for every arm that was judged.
 
     Raises:
+        UsageError: settings of rows were given.
         ConfigError: an `--out` that is something else.
         DataError: no study there, nobody has judged it, or the ratings are of other sessions.
     """
     settings, started_at = resolved.values, now()
+    refuse_ignored(resolved, HEEDED, "--format inspect")
     source, out = StudyFolder(settings.sessions), settings.out
     folder = settings.judged or settings.sessions / JUDGED
     refuse_foreign(out, LOGS, MANIFEST_NAME)
@@ -224,6 +228,11 @@ def _message(turn: Turn) -> dict[str, Any]:
     return {"role": role, "content": content, **({"metadata": facts} if facts else {})}
 
 
+def _key_of(total: str, items: Container[str]) -> str:
+    """A total's own id, marked where an item of the instrument has the same one."""
+    return f"{total} (total)" if total in items else total
+
+
 def _score(judged: Judged, ratings: Sequence[ItemRating]) -> dict[str, Any]:
     """One judge's ratings of one session: repeats averaged, then the totals."""
     means = item_means(cells_of(ratings)[ratings[0].session_id])
@@ -235,12 +244,14 @@ def _score(judged: Judged, ratings: Sequence[ItemRating]) -> dict[str, Any]:
         quote = f": {one.evidence}" if one.evidence else ""
         lines.append(f"{one.item} (repeat {one.repeat}) {given}{quote}")
     return {
-        "value": {**values, **{one.total: one.value for one in totals}},
+        "value": {**values, **{_key_of(one.total, values): one.value for one in totals}},
         "explanation": "\n".join(lines),
         "metadata": {
             "instrument": judged.instrument.id,
             "judge": ratings[0].judge,
-            "totals": {one.total: {"low": one.low, "high": one.high} for one in totals},
+            "totals": {
+                _key_of(one.total, values): {"low": one.low, "high": one.high} for one in totals
+            },
             "unscored": {one.item: one.unscored_reason for one in ratings if one.unscored_reason},
         },
     }

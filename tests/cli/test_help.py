@@ -115,13 +115,18 @@ def test_a_missing_argument_is_a_usage_error(
     assert errors.startswith("error: ") and "hint: " in errors
 
 
-@pytest.mark.parametrize("words", ["merge", "convert", "rate report", "join", "hub-preview"])
+@pytest.mark.parametrize("words", ["merge", "convert", "rate collect", "join", "hub-preview"])
 def test_a_missing_argument_is_told_in_the_same_words_by_every_verb(
     words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, _, errors = _run(capsys, *words.split())
     first = errors.splitlines()[0]
     assert code == 2 and first.startswith("error: missing: ") and first.islower()
+
+
+def test_a_missing_argument_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, errors = _run(capsys, "rate", "collect")
+    assert "hint: STUDY: Folder that cbtqa rate new made. cbtqa rate collect --help" in errors
 
 
 def test_a_flag_without_its_value_points_to_the_help_of_its_command(

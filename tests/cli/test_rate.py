@@ -184,3 +184,23 @@ def test_the_shipped_rubrics_are_listed() -> None:
         "tes",
         "session-safety",
     } == set(listed)
+
+
+def test_the_newest_study_here_is_taken_where_none_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "cbtqa rate new makes one" in run("status", code=2).hint
+    study = new_study(tmp_path, "--no-sheets")
+    found = run("status", "--json")
+    assert str(study.relative_to(tmp_path)) in found.stderr
+    assert json.loads(found.stdout) == json.loads(run("status", study, "--json").stdout)
+    monkeypatch.chdir(study)
+    assert json.loads(run("status", "--json").stdout) == json.loads(found.stdout)
+
+
+def test_flags_of_a_judges_rows_are_refused_with_other_programs(tmp_path: Path) -> None:
+    study = new_study(tmp_path, "--no-sheets")
+    words = ("export", study, "--to", "potato", "--quoted-only", "--out", tmp_path / "x")
+    assert "--quoted-only means nothing with --to potato" in str(run(*words, code=2))
+    assert not (tmp_path / "x").exists()

@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -805,3 +806,52 @@ def test_a_second_ctrl_c_leaves_at_once(journal: Journal) -> None:
             run(server, journal, ["一"], Limits(in_flight=2))
         assert time.monotonic() - began < 10
     assert journal.outcome("一") is None
+
+
+@pytest.mark.parametrize("transport", ["http", "sdk"])
+@pytest.mark.parametrize("n", [1, 40])
+def test_a_server_that_this_machine_refuses_is_told_in_two_seconds(
+    journal: Journal, transport: str, n: int
+) -> None:
+    import openai  # noqa: F401 - the first import alone takes a second
+
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # bound and never listening: every connection is refused
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+        where = Endpoint.parse(url, "m", environ={}, transport=transport)
+        began = time.monotonic()
+        with pytest.raises(EndpointError, match="nothing listens there") as told:
+            run_batch([f"词{n}" for n in range(n)], EchoTask(), where, journal, Limits())
+    assert time.monotonic() - began < 3 and "is the server running" in (told.value.hint or "")
+
+
+def test_a_server_that_listens_a_moment_later_is_still_found(journal: Journal) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    started: list[ScriptedEndpoint] = []
+
+    def start() -> None:
+        started.append(ScriptedEndpoint(ok("好"), port=port).__enter__())
+
+    later = threading.Timer(0.3, start)
+    later.start()
+    where = Endpoint.parse(f"http://127.0.0.1:{port}/v1", "m", environ={})
+    try:
+        assert run_batch(["一"], EchoTask(), where, journal, Limits()).n_accepted == 1
+    finally:
+        later.join()
+        started[0].__exit__(None, None, None)
+
+
+def test_only_loopback_addresses_are_this_machine() -> None:
+    for host, expected in (
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("[::1]", True),
+        ("localhost", True),
+        ("192.168.1.4", False),
+        ("10.0.0.1", False),
+    ):
+        url = f"http://{host}:8000/v1"
+        assert Endpoint.parse(url, "m", environ={}).is_this_machine is expected, host

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import cbtqa
-from cbtqa.errors import DataError, EndpointError, IncompleteRunError, UsageError
+from cbtqa.errors import ConfigError, DataError, EndpointError, IncompleteRunError, UsageError
 from cbtqa.reproduce.pipeline import (
     chosen_stages,
     make_plan,
@@ -166,3 +167,25 @@ def test_a_manifest_whose_file_is_missing_ends_no_stage(plan: Plan) -> None:
     with pytest.raises(DataError, match="is not as its manifest says"):
         reproduce(plan, [stage], [stage], Watch())
     assert state_of(plan, stage, [stage])[0] == "to do"
+
+
+def test_a_second_process_is_refused_while_the_first_is_at_it(plan: Plan) -> None:
+    verbs = Verbs(plan.root)
+    stages = verbs.stages()
+
+    def second(watch: Watch) -> None:
+        with pytest.raises(ConfigError, match="is in use by"):
+            Verbs(plan.root).run(plan)
+        stages[0].marker.write_text("done", encoding="utf-8")
+
+    reproduce(plan, [replace(stages[0], work=second)], [replace(stages[0], work=second)], Watch())
+    assert verbs.run(plan)[-1] == "score", "the lock is gone with its run"
+    assert not [one.name for one in plan.root.iterdir() if one.name.startswith(".")]
+
+
+def test_a_failed_stage_leaves_no_lock(plan: Plan) -> None:
+    verbs = Verbs(plan.root)
+    verbs.fails = "score"
+    for _ in range(2):
+        with pytest.raises(EndpointError):
+            verbs.run(plan)

@@ -319,3 +319,14 @@ def test_with_real_weights_roundabout_intent_is_raised_and_its_harmless_twin_is_
 def test_the_python_face_takes_a_folder(folder) -> None:
     assert cbtqa.screen(DANGER).risk == "none"
     assert cbtqa.screen(DANGER, model=folder).risk == "explicit"
+
+
+def test_a_damaged_file_of_the_package_is_not_laid_at_the_users_door(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / TUNED_NAME).write_bytes(b"not a zip file")
+    monkeypatch.setattr("cbtqa.safety.encoder.files", lambda package: tmp_path)
+    given = save_encoder(tmp_path / "plain")
+    with pytest.raises(ConfigError, match="of the installed cbtqa is damaged") as told:
+        open_encoder(str(given))
+    assert str(given) not in str(told.value) and "install cbtqa again" in (told.value.hint or "")

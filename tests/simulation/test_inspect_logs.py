@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cbtqa.errors import ConfigError, DataError
+from cbtqa.errors import ConfigError, DataError, UsageError
 from cbtqa.files import write_json, write_jsonl
 from cbtqa.manifest import FolderResult, Manifest, write_manifest
 from cbtqa.records import ItemRating, Session
@@ -153,3 +153,26 @@ def test_inspect_lists_and_reads_the_logs_whole_and_by_their_heads(tmp_path: Pat
     assert first.scores is not None and first.scores["ctrs/m"].value
     assert len(samples_df(str(out))) == 8
     assert len(evals_df(str(out))) == 2
+
+
+def test_flags_of_rows_are_refused_with_logs(tmp_path: Path) -> None:
+    study = judged_study(tmp_path / "s")
+    with pytest.raises(UsageError, match="--keep-marked, --validation mean nothing with"):
+        exported(study, tmp_path / "out", validation=0.2, keep_marked=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_item_named_like_the_total_keeps_its_value(tmp_path: Path) -> None:
+    study = judged_study(tmp_path / "s")
+    total = load_instrument("ctrs").headline.id
+    folder = study / "judged" / "ctrs"
+    for path in (folder / "instrument.json", folder / "m" / "ratings.jsonl"):
+        path.write_text(path.read_text("utf-8").replace('"agenda"', f'"{total}"'), "utf-8")
+    log = logs_in(exported(study, tmp_path / "out"))["base"]
+    for sample in log["samples"]:
+        values = sample["scores"]["ctrs/m"]["value"]
+        assert values[total] == 3, "the item: a mean of 2 and 4"
+        assert values[f"{total} (total)"] == 33, "the total: 11 items of 3"
+        assert sample["scores"]["ctrs/m"]["metadata"]["totals"].keys() >= {f"{total} (total)"}
+    means = {one["name"]: one["metrics"]["mean"]["value"] for one in log["results"]["scores"]}
+    assert means[f"ctrs/m/{total} (total)"] == 33

@@ -204,9 +204,10 @@ def unless_format(kinds: Sequence[str], answer: Answer) -> Callable[[Seen], Answ
 class ScriptedEndpoint:
     """An OpenAI-compatible server on a free loopback port, for one `with` block."""
 
-    def __init__(self, script: Script, *, key: str | None = None) -> None:
+    def __init__(self, script: Script, *, key: str | None = None, port: int = 0) -> None:
         """Args:
         key: when given, requests without `Authorization: Bearer <key>` get 401.
+        port: to listen on; 0 for a free one.
         """
         self.requests: list[Seen] = []
         self.paid: Counter[str] = Counter()
@@ -215,7 +216,7 @@ class ScriptedEndpoint:
         self.files: dict[str, bytes] = {}
         self.batch_trouble: str | None = None
         """Why the next batches fail as a whole."""
-        self._script, self._key = script, key
+        self._script, self._key, self._wanted = script, key, port
         self._turns: dict[str, int] = {}
         self._in_flight = 0
         self._ids = itertools.count(1)
@@ -266,7 +267,7 @@ class ScriptedEndpoint:
         app.router.add_get("/v1/batches/{id}", self._get_batch)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0, backlog=1024)
+        site = web.TCPSite(runner, "127.0.0.1", self._wanted, backlog=1024)
         await site.start()
         self._port = runner.addresses[0][1]
         self._ready.set()
