@@ -4,9 +4,10 @@
     '没有写明数据集，当前文件夹里也没有已完成的'
 
 Messages are translated where they leave for the console, not where they are made: a key of the
-catalogue is the text as it stands in the source, with `{}` for a value, `{n}` for a number with its
-unit and `{w}` for one of the catalogue's words. Of several keys that fit, the one with the most
-letters of its own is taken. A value stays as it is, unless it is a message itself; what has no
+catalogue is the text as it stands in the source, with `{}` for a value. In a key of few letters it
+is one word or the end behind a colon, else any text, as `{t}` always is; `{n}` is a number with its
+unit, `{w}` one of the catalogue's words. Of several keys that fit, the one with the most letters of
+its own is taken. A value stays as it is, unless it is a message itself; what has no
 translation stays English. Nothing is read before the first message in Chinese.
 
 Files, `--json`, `--help` and the Python face are not translated.
@@ -26,12 +27,16 @@ LANGUAGES = ("en", "zh")
 LOCALES = ("LC_ALL", "LC_MESSAGES", "LANG")
 """The first that is set decides, as POSIX has it."""
 
+FEW_LETTERS = 8
+"""Keys with fewer of their own would fit any sentence, were their values not held to one word."""
 _HOLES = {
     "{}": "(.*?)",
+    "{t}": "(.*?)",
     "{n}": r"([-+<~]? ?\d[\d.,]*(?: ?(?:%|s|min|h \d+ min|bytes|[KMG]iB|[A-Z]{3}))?|-|unlimited)",
     "{w}": r"([\w' -]+?)",
 }
-_PARTS = re.compile(r"\{\{|\}\}|\{[nw]?\}")
+_ONE_WORD = "(\\S*|'[^']*')"
+_PARTS = re.compile(r"\{\{|\}\}|\{[ntw]?\}")
 _FILL = re.compile(r"\{\{|\}\}|\{(\d*)\}")
 _UNITS = (
     (re.compile(r"(.*\d) s"), r"\1 秒"),
@@ -39,6 +44,8 @@ _UNITS = (
     (re.compile(r"(.*\d) min"), r"\1 分钟"),
     (re.compile(r"(.*\d) bytes"), r"\1 字节"),
 )
+_CODE = re.compile("(cbtqa|pip|hf|git|export|python) |--")
+"""How what is to be typed begins: the same in every language."""
 _LABEL = re.compile(r"( *)([A-Za-z][\w ,'-]*?):( +)(.+)", re.DOTALL)
 _WIDE = re.compile(r"[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]")
 
@@ -118,12 +125,23 @@ class Pattern(NamedTuple):
 
 @cache
 def _compiled(key: str) -> re.Pattern[str]:
-    pieces, at = [], 0
-    for part in _PARTS.finditer(key):
-        pieces.append(re.escape(key[at : part.start()]))
-        pieces.append(_HOLES.get(part[0]) or re.escape(part[0][0]))
-        at = part.end()
-    return re.compile("".join([*pieces, re.escape(key[at:])]), re.DOTALL)
+    literals = literals_of(key)
+    is_weak = n_letters_of(literals) < FEW_LETTERS
+    pieces = [re.escape(literals[0])]
+    for hole, before, after in zip(_holes_of(key), literals, literals[1:], strict=False):
+        is_end = not after and before.endswith(": ")
+        one_word = is_weak and hole == "{}" and not is_end
+        pieces += [_ONE_WORD if one_word else _HOLES[hole], re.escape(after)]
+    return re.compile("".join(pieces), re.DOTALL)
+
+
+def _holes_of(key: str) -> list[str]:
+    return [part[0] for part in _PARTS.finditer(key) if part[0] in _HOLES]
+
+
+def n_letters_of(literals: Sequence[str]) -> int:
+    """Letters of a key that are its own."""
+    return sum(letter.isalpha() for one in literals for letter in one)
 
 
 class Catalogue:
@@ -140,9 +158,8 @@ class Catalogue:
                 if len(literals) == 1:
                     self.exact[literals[0]] = _filled(zh, ())
                     continue
-                n_letters = sum(letter.isalpha() for one in literals for letter in one)
                 anchor = max(literals, key=len)
-                self.patterns.append(Pattern(key, zh, literals, anchor, n_letters))
+                self.patterns.append(Pattern(key, zh, literals, anchor, n_letters_of(literals)))
         self.patterns.sort(key=lambda one: (-one.n_letters, -len(one.key)))
 
     def find(self, text: str) -> str | None:
@@ -157,9 +174,8 @@ class Catalogue:
         return None
 
     def _fill(self, pattern: Pattern, values: Sequence[str]) -> str | None:
-        kinds = [part[0] for part in _PARTS.finditer(pattern.key) if part[0] in _HOLES]
         told_values = []
-        for kind, value in zip(kinds, values, strict=True):
+        for kind, value in zip(_holes_of(pattern.key), values, strict=True):
             if kind == "{w}":
                 if value not in self.words:
                     return None
@@ -260,11 +276,12 @@ def _by_label(text: str) -> str | None:
 
 
 def _by_parts(text: str) -> str | None:
-    """Several messages in one line, if all of them are known."""
-    for mark, wide in (("; ", "；"), (", ", "，")):
+    """Several messages in one line, if all of them are known, or commands to type."""
+    for mark, wide in ((" or ", "，或"), ("; ", "；"), (", ", "，")):
         parts = text.split(mark)
-        told_parts = [translate(part) for part in parts]
-        if len(parts) > 1 and all(map(str.__ne__, parts, told_parts)):
+        told_parts = [translate(part) for part in parts] if len(parts) > 1 else parts
+        pairs = list(zip(parts, told_parts, strict=True))
+        if any(a != b for a, b in pairs) and all(a != b or _CODE.match(a) for a, b in pairs):
             return wide.join(told_parts)
     return None
 
@@ -274,7 +291,7 @@ def _behind_place(text: str) -> str | None:
     for end in _colons(text):
         found = catalogue().find(text[end:])
         if found is not None:
-            return text[:end] + found
+            return text[: end - 2] + "：" + found
     return None
 
 

@@ -22,6 +22,7 @@ from tests.support.sources import ROOT, nodes_of, package_files, tree_of
 
 SAYING = frozenset({"say", "show", "waiting", "stage", "on_stage", "warning", "info", "notice"})
 """Functions whose first argument is said."""
+LOGGING = frozenset({"warning", "info"})
 TABLES = frozenset({"Table", "Column", "print_table", "print_facts", "show_table", "give"})
 FINDINGS = frozenset({"Finding"})
 HELP = frozenset({"Option", "Argument", "CommandGroup", "VERBS", "EXIT_CODES"})
@@ -118,8 +119,10 @@ class Module:
         for node in nodes_of(self.path):
             if not isinstance(node, ast.Call):
                 continue
+            is_logged = _name(node.func) in LOGGING
             for value in _doors(node):
-                yield from self.behind(value, node)
+                for text in self.behind(value, node):
+                    yield re.sub("%[sdg]", "{}", text) if is_logged else text
 
 
     def heads(self) -> Iterator[str]:
@@ -232,7 +235,10 @@ def _holes(node: ast.AST) -> Iterator[ast.AST]:
                     yield value.value
         case ast.BinOp(left=left, right=right):
             for side in (left, right):
-                yield from _holes(side) if isinstance(side, ast.BinOp | ast.JoinedStr) else [side]
+                if isinstance(side, ast.BinOp | ast.JoinedStr):
+                    yield from _holes(side)
+                elif not isinstance(side, ast.Constant):
+                    yield side
 
 
 _CODE = re.compile(
