@@ -27,7 +27,7 @@ LANGUAGES = ("en", "zh")
 LOCALES = ("LC_ALL", "LC_MESSAGES", "LANG")
 """The first that is set decides, as POSIX has it."""
 
-FEW_LETTERS = 8
+FEW_LETTERS = 10
 """Keys with fewer of their own would fit any sentence, were their values not held to one word."""
 _HOLES = {
     "{}": "(.*?)",
@@ -140,8 +140,8 @@ def _holes_of(key: str) -> list[str]:
 
 
 def n_letters_of(literals: Sequence[str]) -> int:
-    """Letters of a key that are its own."""
-    return sum(letter.isalpha() for one in literals for letter in one)
+    """Letters of a key that are its own; a quotation mark tells as much as two."""
+    return sum(letter.isalpha() + 2 * (letter == "'") for one in literals for letter in one)
 
 
 class Catalogue:
@@ -161,6 +161,10 @@ class Catalogue:
                 anchor = max(literals, key=len)
                 self.patterns.append(Pattern(key, zh, literals, anchor, n_letters_of(literals)))
         self.patterns.sort(key=lambda one: (-one.n_letters, -len(one.key)))
+
+    def keys(self) -> list[str]:
+        """Every key, words included."""
+        return [*self.words, *self.exact, *(one.key for one in self.patterns)]
 
     def find(self, text: str) -> str | None:
         """The Chinese for a whole message, or None."""
@@ -264,6 +268,8 @@ def translate(text: str) -> str:
     if bare != text:
         start = text.index(bare)
         return text[:start] + translate(bare) + text[start + len(bare) :]
+    if text.endswith(".") and (found := catalogue().find(text[:-1])) is not None:
+        return f"{found}。"
     return _by_label(text) or _by_parts(text) or _behind_place(text) or text
 
 

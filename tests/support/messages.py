@@ -27,8 +27,33 @@ TABLES = frozenset({"Table", "Column", "print_table", "print_facts", "show_table
 FINDINGS = frozenset({"Finding"})
 HELP = frozenset({"Option", "Argument", "CommandGroup", "VERBS", "EXIT_CODES"})
 """What declares help texts."""
+NO_MESSAGES = frozenset(
+    {
+        "Answer with one word: ready",  # what a server is asked
+        "black on yellow",  # styles
+        "bold green",
+        "bold red",
+        "bold white on red",
+        "bold yellow",
+        "dim underline",
+        "default: newest",  # an origin in the manifest
+        " (default: the newest {} here)",  # in help texts alone
+        " (default: {})",
+        "(Example): (cbtqa .*)",
+        "(cbtqa|pip|hf|git|export|python) |--",
+        "df",  # names of statistics
+        "se",
+        "{} in {}",  # made of values alone
+        "  {}: {}, refs:{}",
+        "{} {} of {}: {} ({})",
+        "{} {} {} at {}: {}",
+    }
+)
+"""Texts that look like messages and are none, or have no words of their own."""
 KEYWORDS = frozenset({"hint", "fix", "note", "title", "told", "stopped"})
 NUMERIC = re.compile(r"[-+,]*\d*[,_]?(\.\d+)?[,dfg%]?")
+MOST_CHOICES = 4
+"""Texts of one name that are tried."""
 DEPTH = 4
 """How far a text is followed through names and functions."""
 
@@ -97,11 +122,52 @@ class Module:
                 yield from self._behind_call(node, place, depth - 1)
 
     def _behind_name(self, name: str, place: ast.AST, depth: int) -> Iterator[str]:
+        if sums := [text for text in self._sums(name, place) if not text.endswith(" ")]:
+            yield from sums
+            return
+        for value in self._local(name, place) or [self.constants.get(name)]:
+            yield from self.behind(value, place, depth)
+
+    def _local(self, name: str, place: ast.AST) -> list[ast.AST]:
         function = self.within.get(place)
         local = _assigned(ast.walk(function)) if function else []
-        values = [value for target, value in local if target == name]
-        for value in values or [self.constants.get(name)]:
-            yield from self.behind(value, place, depth)
+        return [value for target, value in local if target == name]
+
+    def _sums(self, name: str, place: ast.AST) -> Iterator[str]:
+        """What `name = ...; name += ...` add up to."""
+        function = self.within.get(place)
+        nodes = list(ast.walk(function)) if function else []
+        steps = [
+            node
+            for node in nodes
+            if (isinstance(node, ast.Assign) and _name(node.targets[0]) == name)
+            or (isinstance(node, ast.AugAssign) and _name(node.target) == name)
+        ]
+        total = ""
+        for step in sorted(steps, key=lambda node: node.lineno):
+            (text, *_) = _joined(step.value)
+            if isinstance(step, ast.AugAssign):
+                total += text
+                yield total
+            else:
+                total = text
+
+    def inlined(self) -> Iterator[str]:
+        """Whole texts, where a name in a hole stands for texts of the same function."""
+        for node in nodes_of(self.path):
+            if isinstance(node, ast.JoinedStr):
+                wholes = [""]
+                for value in node.values:
+                    parts = [_part(value)]
+                    if isinstance(value, ast.FormattedValue) and isinstance(value.value, ast.Name):
+                        own = [t for v in self._local(value.value.id, node) for t in _texts(v)]
+                        parts += own[:MOST_CHOICES]
+                    wholes = [whole + part for whole in wholes for part in parts]
+                    wholes = wholes[: MOST_CHOICES**3]
+                yield from wholes
+        for function in self.functions.values():
+            for name in {name for name, _ in _assigned(ast.walk(function))}:
+                yield from self._sums(name, function.body[0])
 
     def _behind_call(self, call: ast.Call, place: ast.AST, depth: int) -> Iterator[str]:
         name = _name(call.func)
@@ -138,13 +204,16 @@ class Module:
         for node in nodes_of(self.path):
             is_help = isinstance(node, ast.Call) and _name(node.func) in HELP
             is_constant = isinstance(node, ast.Assign) and _name(node.targets[0]) in HELP
+            if isinstance(node, ast.AugAssign) and _is_text(node.value):
+                left_out.add(node.value)  # a part of what `_sums` gives
             if is_help or is_constant or isinstance(node, ast.Expr | ast.BinOp | ast.JoinedStr):
                 own = ast.walk(node) if is_help or is_constant else ast.iter_child_nodes(node)
                 texts = (one for one in own if not isinstance(one, ast.Call) or is_help)
                 left_out.update(texts)
         for node in nodes_of(self.path):
             if node not in left_out and isinstance(node, ast.Constant | ast.JoinedStr):
-                yield from (_joined(node) if isinstance(node, ast.JoinedStr) else _text_of(node))
+                texts = _joined(node) if isinstance(node, ast.JoinedStr) else _text_of(node)
+                yield from (one for one in texts if not one.endswith(" "))
 
 
 def _text_of(node: ast.Constant) -> list[str]:
@@ -187,8 +256,17 @@ def _assigned(nodes: Iterable[ast.AST]) -> list[tuple[str, ast.AST]]:
     return found
 
 
+def _texts(node: ast.AST) -> list[str]:
+    """The texts that an expression may be, if it is made of texts alone."""
+    if isinstance(node, ast.IfExp):
+        return [*_texts(node.body), *_texts(node.orelse)]
+    return _joined(node) if _is_text(node) else []
+
+
 def _escaped(text: str) -> str:
-    return text.replace("{", "{{").replace("}", "}}")
+    """A plain text as a template; what `format` fills with a number is a hole."""
+    parts = re.split(r"\{:[^}]*\}", text)
+    return "{n}".join(part.replace("{", "{{").replace("}", "}}") for part in parts)
 
 
 def _joined(node: ast.AST) -> list[str]:
@@ -247,6 +325,8 @@ _CODE = re.compile(
     r"|\S*[\w\0][_./=\\-]\S*|\S*[_./=\\-][\w\0]\S*|`[^`]*`|'[^' ]*'"
 )
 """Commands, flags, paths and names of the code: the same in every language."""
+_SOURCE = re.compile(r"\\|\nimport ")
+"""Of regular expressions and programs."""
 _WORD = re.compile(r"(?<![\w\0])[A-Za-z]?[a-z]{2,}(?![\w\0])")
 
 
@@ -269,7 +349,9 @@ def required(path: Path) -> tuple[str, ...]:
     found |= {one for one in module.heads() if is_head(one)}
     if path.parent.name == "cli":
         found |= {one for one in module.prose() if has_words(one)}
-    return tuple(sorted(found))
+    return tuple(sorted(one for one in found - NO_MESSAGES if not _SOURCE.search(one)))
+
+
 
 
 @cache
@@ -277,23 +359,44 @@ def texts_of(path: Path) -> frozenset[str]:
     """Every text of a file as a template, doors or not."""
     found: set[str] = set()
     for node in nodes_of(path):
-        if isinstance(node, ast.Constant | ast.JoinedStr | ast.BinOp) and (
-            not isinstance(node, ast.Constant) or isinstance(node.value, str)
-        ):
+        if isinstance(node, ast.JoinedStr | ast.BinOp) or _is_text(node):
             found.update(_joined(node))
-    return frozenset(found)
+    return frozenset(found | set(Module(path).inlined()))
+
+
+def normal(key: str) -> str:
+    """A key or template with all holes alike: the catalogue may hold a value to less than any."""
+    return re.sub(r"\{[ntw]?\}", "{}", key)
+
+
+def untranslated(path: Path) -> list[str]:
+    """Templates at the doors of a file that the catalogue does not hold."""
+    from cbtqa.cli.language import catalogue
+
+    known = catalogue()
+    keys = {normal(key) for key in known.keys()}
+    plain = {*known.words, *known.exact}
+    wanted = required(path)
+    labels = {f"{word}: {{}}" for word in known.words}
+    return [
+        one
+        for one in wanted
+        if normal(one) not in keys | labels
+        and one.strip() not in labels
+        and _unescaped(one).strip() not in plain
+    ]
+
+
+def _unescaped(text: str) -> str:
+    return text.replace("{{", "{").replace("}}", "}")
 
 
 def main() -> None:
     """Prints what is not translated."""
-    from cbtqa.cli.language import catalogue
-
-    known = catalogue()
-    wanted = sys.argv[1:] or ["cbtqa"]
+    wanted = tuple(sys.argv[1:]) or ("cbtqa",)
     for path in package_files():
         name = path.relative_to(ROOT).as_posix()
-        missing = [one for one in required(path) if not known.has(one)]
-        if missing and any(name.startswith(one) for one in wanted):
+        if name.startswith(wanted) and (missing := untranslated(path)):
             print(f"# {name}", *missing, sep="\n")
 
 
