@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cbtqa.cli.console import print_json, say, show, waiting
+from cbtqa.cli.console import print_json, say, show_content, waiting
 from cbtqa.cli.options import AsJson, settings_flags
 from cbtqa.errors import AnswerWithheldError, EndpointError, UsageError
 from cbtqa.safety.normalise import language_of
@@ -176,7 +176,7 @@ def _show(turn: Turn) -> None:
         shown.reverse()
     for text, style in shown:
         if text is not None:
-            show(f"\n{text}\n", style=style, indent=2)
+            show_content(f"\n{text}\n", style=style, indent=2)
 
 
 def _described(speaker: Speaker, turn: Turn) -> dict[str, Any]:

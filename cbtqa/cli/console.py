@@ -1,8 +1,9 @@
 """How commands talk: results to stdout, talk and progress to stderr, one object with `--json`.
 
 All text passes through `wrap` here: it is never markup, control characters do not reach the
-terminal, the keys of endpoints are masked, and lines break by Chinese rules. rich draws tables and
-live lines, and is imported only when one is drawn: `cbtqa --help` and errors do without.
+terminal, the keys of endpoints are masked, and lines break by Chinese rules. What this program
+says itself is put into the console's language by `language.told`. rich draws tables and live
+lines, and is imported only when one is drawn: `cbtqa --help` and errors do without.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from cbtqa.cli.language import is_chinese, told, told_label
 from cbtqa.plain_values import well_formed
 from cbtqa.report.words import money, seconds
 from cbtqa.secrets import masked
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from cbtqa.llm.progress import Progress
+    from cbtqa.report.page import Lang
     from cbtqa.report.table import Table as ReportTable
 
 _NEVER_FIRST = frozenset("，。、；：？！…‥～·・）」』】》〉〕］｝〗〙”’％‰℃々ー")
@@ -146,11 +149,16 @@ def terminal_width(stream: TextIO) -> int:
 
 def say(message: str, *, style: str = "", indent: int = 0) -> None:
     """Talk on stderr, wrapped as `show` does."""
-    _write(sys.stderr, message, style, indent)
+    _write(sys.stderr, told(message), style, indent)
 
 
-def show(text: str | Text, *, style: str = "", indent: int = 0) -> None:
-    """A result on stdout; a terminal gets it wrapped, a pipe line by line as it is."""
+def show(text: str, *, style: str = "", indent: int = 0) -> None:
+    """A line of a result on stdout; a terminal gets it wrapped, a pipe line by line as it is."""
+    show_content(told(text), style=style, indent=indent)
+
+
+def show_content(text: str | Text, *, style: str = "", indent: int = 0) -> None:
+    """As `show`, of text that this program did not make up: an answer, a row of a file."""
     _write(sys.stdout, text, style, indent)
 
 
@@ -252,12 +260,12 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     first column repeated; where not even two columns fit, each row as a list of its cells.
     """
     width = terminal_width(sys.stdout)
-    table = [[clean(masked(cell)) for cell in row] for row in (columns, *rows)]
+    table = [[clean(masked(told_label(cell))) for cell in row] for row in (columns, *rows)]
     _print_title(title, width)
     blocks = _blocks(table, width)
     if not blocks:
         for first, *others in table[1:]:
-            show("\n".join(wrap(first, width)), style="bold")
+            show_content("\n".join(wrap(first, width)), style="bold")
             _print_facts(list(zip(table[0][1:], others, strict=True)), width, indent=2)
         return
     for indices in blocks:
@@ -266,7 +274,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 def _print_title(title: str, width: int) -> None:
     if title:
-        show("\n".join(wrap(title, width)), style="bold")
+        show_content("\n".join(wrap(told_label(title), width)), style="bold")
 
 
 def _blocks(table: list[list[str]], width: int) -> list[list[int]]:
@@ -349,7 +357,8 @@ def _shared(columns: Sequence[Sequence[str]], natural: list[int], width: int) ->
 
 def show_table(table: ReportTable, title: str = "") -> None:
     """A table on stdout, under its own title or another one."""
-    print_table(title or table.title_in(), *table.cells())
+    lang: Lang = "zh" if is_chinese() else "en"
+    print_table(title or table.title_in(lang), *table.cells(lang))
 
 
 def print_facts(title: str, rows: Sequence[tuple[str, str]]) -> None:
@@ -361,7 +370,7 @@ def print_facts(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 def _print_facts(rows: Sequence[tuple[str, str]], width: int, indent: int) -> None:
     """Name and value side by side; a value with a word too long for that goes below its name."""
-    shown = [(clean(name), clean(masked(value))) for name, value in rows if value]
+    shown = [(clean(told_label(k)), clean(masked(told_label(v)))) for k, v in rows if v]
     column = max((cells(name) for name, _ in shown), default=0) + 2
     for name, value in shown:
         beside = width - indent - column
@@ -395,9 +404,9 @@ class LiveProgress:
     def stage(self, words: str) -> None:
         """A new stage begins."""
         if self._live is None:
-            say(f"{words} ...")
+            say(f"{told(words)} ...")
         else:
-            self._show([f"{words} ..."])
+            self._show([f"{told(words)} ..."])
 
     def count(self, n_done: int, n_total: int) -> None:
         """Work without requests moved on."""
@@ -459,10 +468,11 @@ def live_progress() -> Iterator[LiveProgress]:
 
 def progress_parts(progress: Progress) -> list[str]:
     """What the counters say, the most important first."""
-    total = f" of {progress.n_total:,}" if progress.n_total is not None else ""
+    n_done, n_total, unit = progress.n_done, progress.n_total, progress.unit or "done"
+    done = f"{n_done:,} {unit}" if n_total is None else f"{n_done:,} of {n_total:,} {unit}"
     rate = progress.rate_per_s
     pace = f"{1 / rate:,.1f} s each" if progress.unit and 0 < rate < 1 else f"{rate:,.1f}/s"
-    parts = [f"{progress.n_done:,}{total} {progress.unit or 'done'}", pace]
+    parts = [done, pace]
     if progress.eta_s is not None:
         parts.append(f"{seconds(progress.eta_s)} left")
     if progress.n_rejected:
@@ -488,12 +498,13 @@ def progress_parts(progress: Progress) -> list[str]:
 def fit_parts(parts: Sequence[str], width: int, note: str = "") -> str:
     """The parts that fit on one line, from the first on; only the first and the note are cut."""
     line = ""
-    for part in map(_on_one_line, parts):
+    note = _on_one_line(told(note))
+    for part in (_on_one_line(told_label(part)) for part in parts):
         before = f"{line} | " if line else ""
         room = width - cells(before)
         if cells(part) <= room:
             line = before + part
-        elif (not line or part == _on_one_line(note)) and room >= LEAST_NOTE:
+        elif (not line or part == note) and room >= LEAST_NOTE:
             line = before + part[: _first_columns(part, 0, len(part), room - 1)] + "…"
     return line
 
@@ -510,5 +521,5 @@ def waiting(words: str) -> Iterator[None]:
         return
     from rich.text import Text
 
-    with _console(sys.stderr).status(Text(clean(words))):  # a plain str would be read as markup
+    with _console(sys.stderr).status(Text(clean(told(words)))):  # a plain str would be read as markup
         yield

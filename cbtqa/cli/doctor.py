@@ -324,8 +324,11 @@ def _of_data(path: Path, until: datetime.datetime | None) -> Iterator[Finding]:
 def _of_agreement(until: datetime.date | None, printed: str) -> Finding:
     if until is None:
         told = f"no date given; the period printed in PsyQA's agreement ended on {printed}"
-        fix = "ask its authors whether yours was renewed, then give --agreement-until DAY; not "
-        return Finding("agreement", "note", told, fix + "needed where the questions are your own")
+        fix = (
+            "ask its authors whether yours was renewed, then give --agreement-until DAY; not needed "
+            "where the questions are your own"
+        )
+        return Finding("agreement", "note", told, fix)
     if until < datetime.date.today():
         fix = "renew it with the authors before you use the questions (data/psyqa/README.md)"
         return Finding("agreement", "failed", f"ended on {until}", fix, 7)

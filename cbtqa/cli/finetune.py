@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cbtqa.cli.console import live_progress, print_json, say, show, show_table
+from cbtqa.cli.console import live_progress, print_json, say, show, show_content, show_table
+from cbtqa.cli.language import told
 from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.errors import UsageError
 from cbtqa.report.table import Cell, Column, Table
@@ -157,11 +158,12 @@ def show_dry_run(found: DryRun) -> None:
         )
     from rich.text import Text
 
-    text = Text("\nThe first example; ", style="bold")
-    text.append("green is learnt", style=LEARNT).append(", the rest is only read\n")
+    text = Text(f"\n{told('The first example; ')}", style="bold")
+    text.append(told("green is learnt"), style=LEARNT)
+    text.append(told(", the rest is only read") + "\n")
     for piece in found.example:
         text.append(piece.text, style=LEARNT if piece.is_learnt else PROMPT)
-    show(text)
+    show_content(text)
     for note in found.notes:
         say(f"note: {note}")
 

@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import traceback
+from enum import StrEnum
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ import typer
 from typer.core import TyperCommand
 
 import cbtqa
+from cbtqa.cli import language
 from cbtqa.cli.console import masked_streams, say
 from cbtqa.cli.help import CommandGroup, HelpGroup
 from cbtqa.errors import CbtqaError
@@ -125,6 +127,13 @@ app = CommandGroup(
 )
 
 
+class Language(StrEnum):
+    """What `language.choose` knows."""
+
+    EN = "en"
+    ZH = "zh"
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         print(f"cbtqa {cbtqa.__version__}")
@@ -137,6 +146,14 @@ def _root(
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
     ] = False,
+    lang: Annotated[
+        Language | None,
+        typer.Option(
+            "--lang",
+            help="Language of messages and tables on the terminal; CBTQA_LANG, too. "
+            "(default: that of the locale)",
+        ),
+    ] = None,
 ) -> None:
     pass
 
@@ -148,6 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
     key of an endpoint is masked in both.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    language.choose([word for word in words if word != "--debug"])
     is_debug = "--debug" in words or os.environ.get("CBTQA_DEBUG") == "1"
     sys.excepthook = _show_trace if is_debug else _report_bug
     logging.getLogger("cbtqa").handlers = [_SayHandler()]
@@ -236,7 +254,8 @@ def _usage_hint(error: Any, words: list[str]) -> str:
 
 
 def _report(message: str, hint: str | None) -> None:
-    lines = message.splitlines() or ["unknown"]
+    # as a whole: a message of several lines may be one of the catalogue
+    lines = language.told(message).splitlines() or ["unknown"]
     for line in lines:
         say(f"error: {line}")
     if hint:

@@ -65,7 +65,7 @@ def take_newest(kind: str, unless: Sequence[str] = ()) -> str:
         if kind == "dataset":
             from cbtqa.psyqa import bundled_sample_path
 
-            maker += f" (of the invented questions in {bundled_sample_path()}, or your file)"
+            maker = f"{maker} (of the invented questions in {bundled_sample_path()}, or your file)"
         raise UsageError(
             f"no {kind} named, and none finished in the current folder",
             hint=" or ".join([maker, *(f"give {flag_of(name)}" for name in unless)]),

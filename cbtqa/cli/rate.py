@@ -153,8 +153,10 @@ def serve(
 def say_served(folder: StudyFolder, store: Store, address: str) -> None:
     """Where the form is, and what cannot go on beside it."""
     if store.drive:
-        say(f"{folder.path} is on a network drive ({store.drive}): while the form is served, other")
-        say("commands on this study are refused; on a local disk they are not.")
+        say(
+            f"{folder.path} is on a network drive ({store.drive}): while the form is served, other "
+            "commands on this study are refused; on a local disk they are not."
+        )
     say(f"serving study {folder.study.id} on {address}; stop with Ctrl-C")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cbtqa.cli.console import give, live_progress, print_json, say, show, show_table
+from cbtqa.cli.console import give, live_progress, print_json, say, show, show_content, show_table
 from cbtqa.cli.dry_run import DryRun, print_estimate, say_opinions
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, ScreenModel, settings_flags
@@ -155,7 +155,7 @@ def _show_evaluation(report: ScreenEvaluation, gold: Path, max_errors: int) -> N
     show_table(Table(["gold", *report.confusion], rows, "Gold (rows) by grade found"))
     for error in report.errors[:max_errors]:
         rules = ", ".join(error.rules) or "no rule"
-        show(f"{error.where}  {error.gold} -> {error.found}  {error.text}  {rules}")
+        show_content(f"{error.where}  {error.gold} -> {error.found}  {error.text}  {rules}")
     empty = f"; rows without a text, left out: {report.n_empty}" if report.n_empty else ""
     say(f"{len(report.errors)} errors; {report.signature}{empty}")
 
@@ -212,7 +212,7 @@ def hotlines(
     table = Table(["line", "number", "hours", "coverage"], rows, title)
     give(as_json, {"checked_on": str(found.checked_on), **lines.model_dump(mode="json")}, table)
     if not as_json:
-        show(help_text(locale, "page", danger=danger))
+        show_content(help_text(locale, "page", danger=danger))
     if warning := stale_warning():
         say(f"warning: {warning}")
 
@@ -261,7 +261,7 @@ def _show_item(item: ScreenedText) -> None:
     body = Text(item.text)
     for hit in item.hits:
         body.stylize(_COLOURS[hit.risk], hit.start, hit.end)
-    show(body)
+    show_content(body)
     for hit in item.hits:
         show(f"{hit.risk:8} {hit.rule} ({hit.outcome}) {hit.start}-{hit.end}", indent=2)
     for danger in item.dangers:

@@ -143,9 +143,11 @@ def _show_comparison(found: Comparison) -> None:
     say(found.grouping.line)
     for line in missing_figures(found):
         say(line)
-    for title, examples in (("gains most over", found.best), ("loses most to", found.worst)):
-        for one in examples[:3]:
-            by = f"{label_of(one.metric)} {signed(one.difference, 4)}"
-            say(f"{one.system} {title} {one.baseline} at {one.id}: {by}")
+    for one in found.best[:3]:
+        by = f"{label_of(one.metric)} {signed(one.difference, 4)}"
+        say(f"{one.system} gains most over {one.baseline} at {one.id}: {by}")
+    for one in found.worst[:3]:
+        by = f"{label_of(one.metric)} {signed(one.difference, 4)}"
+        say(f"{one.system} loses most to {one.baseline} at {one.id}: {by}")
     for warning in found.warnings:
         say(f"warning: {warning}")

@@ -141,8 +141,9 @@ def chosen_stages(
         if given not in names:
             close = difflib.get_close_matches(given, names, n=1)
             kinds = ", ".join(dict.fromkeys(stage.kind for stage in stages))
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise UsageError(f"no stage '{given}'", hint=f"{hint}stages: {kinds}, report")
+            hint = f"stages: {kinds}, report"
+            hint = f"did you mean {close[0]}? {hint}" if close else hint
+            raise UsageError(f"no stage '{given}'", hint=hint)
     found = [one for one in stages if not only or {one.name, one.kind} & set(only)]
     if start == "report":
         return []
@@ -288,10 +289,8 @@ def _begun(plan: Plan) -> Iterator[None]:
     if path.exists():
         before = parse_record(Experiment, read_json(path), str(path))
         if (before.recipe.id, before.is_smoke) != (plan.recipe.id, plan.settings.smoke):
-            kind = "a smoke run of " if before.is_smoke else ""
-            raise UsageError(
-                f"{plan.root} holds {kind}{before.recipe.id}", hint="name another --out"
-            )
+            told = f"a smoke run of {before.recipe.id}" if before.is_smoke else before.recipe.id
+            raise UsageError(f"{plan.root} holds {told}", hint="name another --out")
     make_folder(plan.root)
     lock = LockFile(path)
     lock.take()
