@@ -397,8 +397,8 @@ def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> 
         limits = settings.run_limits.engine
         estimate = estimate_study(study, settings.out, limits)
         opinions = session_opinions(settings, settings.out)
-        most = study.turns.max
-        found = with_opinions(estimate, opinions, settings.out, estimate.n_items, most)
+        sizes = estimate.n_items, study.turns.max, study.sessions
+        found = with_opinions(estimate, opinions, settings.out, *sizes)
         print_estimate(found, as_json)
         return
     from cbtqa.simulation.playing.run import run_study

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from cbtqa.errors import DataError, PromptError
-from cbtqa.files import read_jsonl, read_rows
+from cbtqa.files import read_json, read_jsonl, read_rows
 from cbtqa.llm.cost import estimate_tokens
 from cbtqa.manifest import MANIFEST_NAME
 from cbtqa.prompts import load_prompt
@@ -357,6 +357,18 @@ def _unsafe_turns(sessions: Sessions) -> Iterator[Finding]:
         yield Finding.of("error", "unsafe_turns", unsafe[0][0], message)
 
 
+def _unread_by_guard(path: Path) -> Iterator[Finding]:
+    """Sessions of a study without the verdict of the guard that was to read them."""
+    if not (path / MANIFEST_NAME).exists():
+        return
+    counts = read_json(path / MANIFEST_NAME).get("counts", {})
+    guard = counts.get("second_opinion", {}).get("guard", {})
+    if ids := guard.get("unread_ids"):
+        message = f"{len(ids)} of {counts['n_sessions']} sessions have no verdict of the guard, "
+        message += f"and the built-in check alone decides them: {_some(ids)}"
+        yield Finding.of("error", "guard_unread", ids[0], message)
+
+
 def _some(ids: Sequence[str]) -> str:
     return ", ".join(ids[:SHOWN]) + (" ..." if len(ids) > SHOWN else "")
 
@@ -394,7 +406,9 @@ def lint(path: Path, *, against: Path | None = None, screen_model: str | None = 
         if (path / STUDY_NAME).exists():
             folder = StudyFolder(path)
             sessions = _screened(folder.read_sessions(), screen_model)
-            return _report("study", folder.study(), sessions)
+            report = _report("study", folder.study(), sessions)
+            unread = tuple(_unread_by_guard(path))
+            return report.model_copy(update={"findings": (*report.findings, *unread)})
         if any((path / kind).is_dir() for kind in KINDS):
             return _lint_export(path, against)
         raise DataError(f"holds neither {STUDY_NAME} nor training rows", where=str(path))

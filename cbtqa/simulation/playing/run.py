@@ -133,7 +133,8 @@ def run_study(
         run.raise_what_stopped_it()
         if second.runs:
             spent = run.players.cost or 0.0
-            sessions, asked = ask_opinions(sessions, second, opened, spent, on_progress)
+            how = {"n_sessions": study.sessions}
+            sessions, asked = ask_opinions(sessions, second, [opened], spent, on_progress, **how)
             described |= {"second_opinion": asked}
             write_jsonl(folder.sessions_path, sessions)
         manifest = _manifest(folder, courses, sessions, opened, run.players.cost, described)
