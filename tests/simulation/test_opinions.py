@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cbtqa.errors import EndpointError, IncompleteRunError
+from cbtqa.errors import EndpointError, IncompleteRunError, UsageError
+from cbtqa.files import write_jsonl
 from cbtqa.llm.chat import Fault, Reply
 from cbtqa.llm.cost import Estimate
 from cbtqa.llm.second_opinion import Opinions
 from cbtqa.records import Turn
-from cbtqa.simulation.lint import lint
+from cbtqa.simulation.lint import LintReport, LintSettings, estimate_lint, lint
 from cbtqa.simulation.marks import faults_of_words
 from cbtqa.simulation.playing.estimate import estimate_study
 from cbtqa.simulation.playing.events import speaks_of_risk
 from cbtqa.simulation.playing.guard import GUARDED, SessionGuardTask, guard_items
 from cbtqa.simulation.playing.opinions import session_opinions, with_opinions
 from cbtqa.simulation.playing.run import RunSettings, run_study
+from cbtqa.simulation.sessions import read_transcripts
 from cbtqa.simulation.study import StudySettings
 from tests.support.endpoint import Answer, ScriptedEndpoint, Seen, ok, rate_limited
 from tests.support.sessions import QUICK, study_of
@@ -70,6 +73,60 @@ def test_turns_are_marked_counted_and_paid_once(tmp_path: Path) -> None:
     assert again.counts == first.counts
     codes = {finding.code for finding in lint(tmp_path / "s").findings}
     assert {"unsafe_turns", "no_referral"} <= codes
+
+
+def _linted(path: Path, url: str, **more: Any) -> LintReport:
+    settings = LintSettings(path=path, guard_endpoint=url, guard_model="g")
+    return lint(path, opinions=settings.opinions(), **more)
+
+
+def test_a_finished_folder_and_a_file_can_be_given_to_the_guard_afterwards(tmp_path: Path) -> None:
+    study = study_of(patients={"ready": "test", "n": 1})
+    folder = run_study(study, tmp_path / "s", limits=QUICK).folder
+    before = folder.sessions_path.read_bytes()
+    rows = [
+        {"turns": [{"role": turn.role, "text": turn.text} for turn in session.turns]}
+        for session in folder.read_sessions()
+    ]
+    write_jsonl(tmp_path / "t.jsonl", rows)
+    with ScriptedEndpoint(script) as server:
+        for path in (tmp_path / "s", tmp_path / "t.jsonl"):
+            n_asked = len(server.requests)
+            report = _linted(path, server.url, out=tmp_path / "marked.jsonl")
+            assert len(server.requests) == n_asked + len(rows)
+            assert _linted(path, server.url) == report
+            assert len(server.requests) == n_asked + len(rows)
+            assert "unsafe_turns" in {one.code for one in report.findings}
+            assert report.second_opinion["guard"]["n_changed"] == len(rows)
+            for session in read_transcripts(tmp_path / "marked.jsonl"):
+                assert "unsafe_advice" in {mark for turn in session.turns for mark in turn.marks}
+        # what the folder's guard has read costs the run nothing
+        n_asked = len(server.requests)
+        given = RunSettings(out=tmp_path / "s", guard_endpoint=server.url, guard_model="g")
+        opinions = session_opinions(given, tmp_path / "s")
+        assert folder.sessions_path.read_bytes() == before
+        run_study(study, tmp_path / "s", limits=QUICK, opinions=opinions)
+        assert len(server.requests) == n_asked
+    assert folder.sessions_path.read_bytes() != before
+
+
+def test_sessions_that_the_guard_gives_no_verdict_of_are_no_clean_ones(tmp_path: Path) -> None:
+    run_study(study_of(patients={"ready": "test", "n": 1}), tmp_path / "s", limits=QUICK)
+    with ScriptedEndpoint(ok("I'd rather not.")) as server:
+        report = _linted(tmp_path / "s", server.url)
+    assert not report.is_clean and "guard_unread" in {one.code for one in report.findings}
+
+
+def test_a_guard_needs_sessions(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no sessions"):
+        _linted(Path("tahir-act"), "http://127.0.0.1:9/v1")
+
+
+def test_the_dry_run_of_lint_counts_the_sessions_that_the_guard_would_read(tmp_path: Path) -> None:
+    run_study(study_of(patients={"ready": "test", "n": 1}), tmp_path / "s", limits=QUICK)
+    url = "http://127.0.0.1:9/v1"
+    settings = LintSettings(path=tmp_path / "s", guard_endpoint=url, guard_model="g")
+    assert estimate_lint(settings).n_requests == 2
 
 
 def test_without_a_verdict_no_turn_is_marked_and_the_reasons_are_counted(tmp_path: Path) -> None:

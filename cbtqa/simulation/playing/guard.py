@@ -51,7 +51,7 @@ class SessionGuardTask(OpinionTask[GuardVerdict]):
     """Reads the turns of a session, numbered from 1; names the faulty ones."""
 
     prompt = "session_guard"
-    max_tokens = 8192
+    max_tokens: ClassVar[int] = 6144
     form_words = "Reply with the one JSON object of the shape given, filled in, and nothing else."
     properties: ClassVar[Mapping[str, Any]] = {
         "faults": {

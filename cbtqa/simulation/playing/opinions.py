@@ -77,6 +77,17 @@ def ask_opinions(
     return marked, described
 
 
+def estimate_opinions(
+    sessions: Sequence[Session], opinions: Opinions, n_sessions: int | None
+) -> Estimate:
+    """What would still be sent to the further models about sessions that are there."""
+    parts = []
+    for one in opinions.each:
+        items = [item for session in sessions for _, item in _asked(session, one.role, n_sessions)]
+        parts.append(one.estimate(items, "sessions" if one.role == "guard" else "turns"))
+    return sum_estimates("sessions", len(sessions), 0, parts)
+
+
 def _asked(session: Session, role: str, n_sessions: int | None) -> Iterator[tuple[int, Exchange]]:
     """What a model is asked about, and its place in a session: not where nothing can be worse."""
     if role == "guard":
