@@ -193,14 +193,15 @@ def test_a_turns_number_may_be_written_otherwise(turn: object) -> None:
     task, (item,) = SessionGuardTask("g"), guard_items("s", PAIR, 1)
     fault = {"turn": turn, "kind": "Private-Life", "quote": ""}
     found = task.read(item, Reply(json.dumps({"faults": [SOUND, fault]})))
-    assert found == (((1, "diagnosis"), (1, "private_life")), ())
+    assert not isinstance(found, Fault)
+    assert found.faults == ((1, "diagnosis"), (1, "private_life")) and found.quotes == ("Yes", "")
 
 
 def test_a_kind_that_is_none_is_left_out_and_counted(tmp_path: Path) -> None:
     entry = {"turn": 1, "kind": "boring", "quote": ""}
     task, (item,) = SessionGuardTask("g"), guard_items("s", PAIR, 1)
     found = task.read(item, Reply(json.dumps({"faults": [SOUND, entry]})))
-    assert found == (((1, "diagnosis"),), ("boring",))
+    assert found == (((1, "diagnosis"),), ("Yes",), ("boring",))
 
     def answer(seen: Seen) -> Answer:
         return ok(json.dumps({"faults": [entry]}) if "name the turns" in str(seen.body) else NONE)

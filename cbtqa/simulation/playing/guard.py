@@ -20,7 +20,7 @@ from cbtqa.llm.cost import estimate_tokens
 from cbtqa.llm.second_opinion import Exchange, OpinionTask, entries_of
 from cbtqa.prompts import fence
 from cbtqa.records import Reason, Turn, TurnMark
-from cbtqa.simulation.marks import HARMS
+from cbtqa.simulation.marks import HARMS, LONGEST_SHOWN
 from cbtqa.simulation.sessions import transcript_text
 
 OF_THERAPIST: tuple[TurnMark, ...] = (*HARMS, "next_session")
@@ -34,7 +34,7 @@ GUARDED: tuple[TurnMark, ...] = (
 PART_TOKENS = 6000
 """Of the turns in one request: with prompt and reply it fits a context of 16,384; assumed."""
 SEEN_AGAIN = 12
-"""Turns of the part before that a later part is shown first; assumed."""
+"""Turns of the part before that a later part, or a new turn, is shown with; assumed."""
 _NUMBER = re.compile(r"\s*(?:turn|no\.?|#|\[)?\s*(\d+)\s*\]?\s*", re.IGNORECASE)
 
 
@@ -43,6 +43,8 @@ class GuardVerdict(NamedTuple):
 
     faults: tuple[tuple[int, TurnMark], ...]
     """Places of turns, from 0, with the mark that each deserves."""
+    quotes: tuple[str, ...] = ()
+    """Words that show each fault, in the same order; empty where the turns do not hold them."""
     unknown: tuple[str, ...] = ()
     """Kinds that it gave and that are none of the list."""
 
@@ -62,8 +64,7 @@ class SessionGuardTask(OpinionTask[GuardVerdict]):
     }
 
     def _messages(self, item: Exchange) -> Sequence[Message]:
-        about = json.loads(item.answer)["about"]
-        return self._prompt.render(about=about, transcript=fence(item.question))
+        return self._prompt.fill(guard_values(item))
 
     def _read(self, item: Exchange, found: Mapping[str, Any]) -> GuardVerdict | Fault:
         entries = entries_of(found.get("faults"))
@@ -71,7 +72,7 @@ class SessionGuardTask(OpinionTask[GuardVerdict]):
             return entries
         shown = json.loads(item.answer)
         start, first, speakers = shown["start"], shown["first"], shown["speakers"]
-        faults: dict[tuple[int, TurnMark], None] = {}
+        faults: dict[tuple[int, TurnMark], str] = {}
         unknown: list[str] = []
         for entry in entries:
             number = _number_of(entry.get("turn"))
@@ -88,8 +89,14 @@ class SessionGuardTask(OpinionTask[GuardVerdict]):
                 detail = f"{kind} is for turns of the therapist, and turn {number} is the patient's"
                 return Fault(Reason.BAD_LABEL, detail)
             if number >= first:  # what is shown again was named in the part before
-                faults[number - 1, kind] = None
-        return GuardVerdict(tuple(faults), tuple(unknown))
+                words = str(entry.get("quote") or "").strip()[:LONGEST_SHOWN]
+                faults.setdefault((number - 1, kind), words if words in item.question else "")
+        return GuardVerdict(tuple(faults), tuple(faults.values()), tuple(unknown))
+
+
+def guard_values(item: Exchange) -> dict[str, str]:
+    """What fills the prompt."""
+    return {"about": json.loads(item.answer)["about"], "transcript": fence(item.question)}
 
 
 def _number_of(value: object) -> int | None:
@@ -122,6 +129,22 @@ def guard_items(
     return items
 
 
+def guard_turn_item(
+    name: str, turns: Sequence[Turn], n_sessions: int, number: int, *, is_open: bool
+) -> Exchange:
+    """What a guard is asked about the last of these turns, which is new in a session.
+
+    Args:
+        is_open: the session goes on after it.
+    """
+    place = len(turns) - 1
+    start = _start_of_context(list(map(_size_of, turns)), place)
+    about = f"{_where(n_sessions, number)} It is being played. Turn {place + 1} is new: name its "
+    about += "faults alone; the turns before it are there to be understood. "
+    about += "The session goes on after it." if is_open else "The session may end with it."
+    return _item(name, turns[start:], about, start + 1, place + 1)
+
+
 def _where(n_sessions: int | None, number: int) -> str:
     if n_sessions is None:
         return "Whether other sessions follow is not known: leave next_session out."
@@ -151,16 +174,26 @@ def _shown(turn: Turn) -> str:
 
 def _parts(turns: Sequence[Turn]) -> Iterator[tuple[int, int, int]]:
     """Places `(first shown, first to be named, end)` of parts that cover all turns."""
-    sizes = [estimate_tokens(_shown(turn)) for turn in turns]
+    sizes = list(map(_size_of, turns))
     first = 0
     while first < len(turns):
-        start = max(0, first - SEEN_AGAIN)
-        # long turns: fewer of them are shown again, so that the part has room for new ones
-        while start < first and sum(sizes[start:first]) > PART_TOKENS // 3:
-            start += 1
+        start = _start_of_context(sizes, first)
         end, size = first, sum(sizes[start:first])
         while end < len(turns) and (end == first or size + sizes[end] <= PART_TOKENS):
             size += sizes[end]
             end += 1
         yield start, first, end
         first = end
+
+
+def _size_of(turn: Turn) -> int:
+    return estimate_tokens(_shown(turn))
+
+
+def _start_of_context(sizes: Sequence[int], first: int) -> int:
+    """The first of the turns that are shown before `first`: fewer where they are long, so that
+    there is room for new ones."""
+    start = max(0, first - SEEN_AGAIN)
+    while start < first and sum(sizes[start:first]) > PART_TOKENS // 3:
+        start += 1
+    return start
