@@ -361,6 +361,7 @@ TurnMark = Literal[
     "end_too_early",
     "not_accepted",
     "unsupervised",
+    "unguarded",
     "cut",
     "cut_at_label",
     "loose",
@@ -383,8 +384,8 @@ TurnMark = Literal[
     "private_life",
 ]
 """How a turn came about: the end was asked before the minimum of turns; the supervisor never
-accepted it; the supervisor gave no verdict; it was cut; it went on to speak for the other side and
-was cut there; its tags were incomplete but its answer plain.
+accepted it; the supervisor gave no verdict; the guard gave none; it was cut; it went on to speak
+for the other side and was cut there; its tags were incomplete but its answer plain.
 
 What it says (`cbtqa.simulation.marks`): what was said before; leave-taking after the leave-taking;
 the other side's words; what bodies do; something about the task instead of to the other person;

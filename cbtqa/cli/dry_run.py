@@ -75,3 +75,6 @@ def say_opinions(described: Mapping[str, Mapping[str, Any]]) -> None:
             why = ", ".join(f"{reason} {n}" for reason, n in one["unread"].items())
             alone = "the built-in checks alone decide these"
             say(f"warning: no verdict of the {role} on {one['n_unread']:,} ({why}): {alone}")
+        if unknown := one.get("unknown_kinds"):
+            kinds = ", ".join(f"{kind} {n}" for kind, n in unknown.items())
+            say(f"warning: the {role} gave kinds that are none, left out: {kinds}")

@@ -12,14 +12,16 @@ import typer
 from cbtqa.cli.console import give, live_progress, print_json, print_table, say, show, show_table
 from cbtqa.cli.dry_run import DryRun, print_estimate, say_opinions
 from cbtqa.cli.help import CommandGroup
-from cbtqa.cli.options import AsJson, Newest, ScreenModel, settings_flags, take_newest
+from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.manifest import FolderResult
+from cbtqa.paths import refuse_existing
 from cbtqa.report.table import AnyColumn, Column, Table
 from cbtqa.report.words import digits, share
 from cbtqa.settings import Resolved
 from cbtqa.simulation.analysis.settings import AnalysisSettings
 from cbtqa.simulation.export import ExportSettings
 from cbtqa.simulation.judging.run import SessionJudgeSettings
+from cbtqa.simulation.lint import LintSettings
 from cbtqa.simulation.patients import PatientSettings
 from cbtqa.simulation.playing.run import CorpusSettings, RunSettings
 from cbtqa.splits import SPLITS
@@ -160,35 +162,41 @@ def _show_logs(made: FolderResult, as_json: bool) -> None:
 
 
 @app.command("lint")
+@settings_flags(LintSettings, positional="path", newest={"path": Newest("study")})
 def lint(
-    path: Annotated[
-        Path | None,
-        typer.Argument(
-            help="Study file, study folder, export folder, or file of transcripts. (default: the "
-            "newest study here)"
-        ),
-    ] = None,
-    against: Annotated[
-        Path | None,
-        typer.Option(
-            "--against", help="For an export: study file whose patients must not be in training."
-        ),
-    ] = None,
-    screen_model: ScreenModel = None,
-    as_json: AsJson = False,
+    resolved: Resolved[LintSettings], dry_run: DryRun = False, as_json: AsJson = False
 ) -> None:
     """Name all in which arms differ besides the factor; audit endings, lengths, splits, speakers.
 
     Exit code 4 when anything worse than a note was found.
 
     Example: cbtqa simulate lint tahir-act-as-published
+
+    With a model that reads finished sessions as well: cbtqa simulate lint sessions.jsonl
+    --guard-endpoint vllm --guard-model Qwen3-32B --out marked.jsonl
     """
+    from cbtqa.simulation.lint import estimate_lint
     from cbtqa.simulation.lint import lint as check
 
-    given = path or Path(take_newest("study"))
-    report = check(given, against=against, screen_model=screen_model)
+    settings = resolved.values
+    if dry_run:
+        print_estimate(estimate_lint(settings), as_json)
+        return
+    if settings.out is not None:
+        refuse_existing(settings.out, overwrite=settings.overwrite)
+    with live_progress() as progress:
+        report = check(
+            settings.path,
+            against=settings.against,
+            screen_model=settings.screen_model,
+            opinions=settings.opinions(),
+            out=settings.out,
+            on_progress=progress.update,
+        )
     found = {**report.model_dump(mode="json"), "is_clean": report.is_clean}
     print_json(found) if as_json else _show_lint(report)
+    if settings.out is not None and not as_json:
+        say(f"written to {settings.out}")
     if not report.is_clean:
         raise typer.Exit(4)
 
@@ -399,8 +407,8 @@ def _play(settings: RunSettings, dry_run: bool, update: bool, as_json: bool) -> 
         limits = settings.run_limits.engine
         estimate = estimate_study(study, settings.out, limits)
         opinions = session_opinions(settings, settings.out)
-        most = study.turns.max
-        found = with_opinions(estimate, opinions, settings.out, estimate.n_items, most)
+        sizes = estimate.n_items, study.turns.max, study.sessions
+        found = with_opinions(estimate, opinions, settings.out, *sizes)
         print_estimate(found, as_json)
         return
     from cbtqa.simulation.playing.run import run_study
@@ -453,5 +461,6 @@ def _show_lint(report: LintReport) -> None:
         say(f"meant to differ: {', '.join(report.factor)}")
     for finding in report.findings:
         show(f"{finding.severity}: {finding.message}")
+    say_opinions(report.second_opinion)
     if report.is_clean:
         say(f"{report.kind}: nothing worse than a note")

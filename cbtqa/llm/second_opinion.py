@@ -39,8 +39,8 @@ from cbtqa.safety.answers import HARMS, Problem
 from cbtqa.safety.screen import DANGERS, FoundDanger, Hit, Screening, worse_of_two
 from cbtqa.settings import Settings
 
-DRAWN = {"temperature": 0.0, "max_tokens": 2048}
-"""The likeliest verdict; the tokens are for models that think first."""
+REPLY_LIMIT = 2048
+"""Tokens of a reply, most of them for models that think first."""
 REPLY_TOKENS = 60
 """Of a verdict with one quote; assumed for the dry run."""
 ANSWER_CHARS = 600
@@ -93,11 +93,14 @@ class OpinionTask(ABC, Generic[VerdictT]):
 
     prompt: ClassVar[str]
     properties: ClassVar[Mapping[str, Any]]
+    max_tokens: ClassVar[int] = REPLY_LIMIT
     form_words: ClassVar[str] = "请只输出约定的 JSON 对象，填入真正的内容。"
     """What is said of a reply that could not be read, in the prompt's language."""
 
     def __init__(self, model: str, extra: Mapping[str, Any] | None = None) -> None:
-        kept = {name: value for name, value in DRAWN.items() if name not in (extra or {})}
+        # the likeliest verdict
+        drawn = {"temperature": 0.0, "max_tokens": self.max_tokens}
+        kept: dict[str, Any] = {key: one for key, one in drawn.items() if key not in (extra or {})}
         sent = {name: value for name, value in (extra or {}).items() if value is not None}
         self.model, self._sampling = model, Sampling(**kept, extra=sent)
         self._prompt = load_prompt(self.prompt)
@@ -496,10 +499,11 @@ class OpinionCounts:
 
     def add(self, verdict: object, changed: Iterable[str] = ()) -> None:
         """Counts one verdict; `changed` names what it found beyond the built-in checks."""
+        names = tuple(dict.fromkeys(changed))
         if isinstance(verdict, Fault):
             self.unread[verdict.reason.value] += 1
+            self.found.update(names)  # by the other parts of what was read in several
             return
-        names = tuple(dict.fromkeys(changed))
         self.n_read += 1
         self.n_changed += bool(names)
         self.found.update(names)

@@ -333,7 +333,7 @@ def _views(
 
 UNFIT_MARKS: tuple[TurnMark, ...] = (
     *CONTENT_MARKS,
-    *("cut_at_label", "not_accepted", "unsupervised"),
+    *("cut_at_label", "not_accepted", "unsupervised", "unguarded"),
 )
 """Turns with one of these are no example to learn from."""
 TrainingRow = tuple[dict[str, Any], dict[str, Any]]

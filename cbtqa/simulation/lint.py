@@ -14,16 +14,20 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from cbtqa.errors import DataError, PromptError
-from cbtqa.files import read_jsonl, read_rows
-from cbtqa.llm.cost import estimate_tokens
+from cbtqa.errors import DataError, PromptError, UsageError
+from cbtqa.files import read_json, read_jsonl, read_rows, write_jsonl
+from cbtqa.llm.batch import OnProgress
+from cbtqa.llm.checked_files import AskingSettings
+from cbtqa.llm.cost import Estimate, estimate_tokens
+from cbtqa.llm.second_opinion import GuardSettings, Opinions
 from cbtqa.manifest import MANIFEST_NAME
 from cbtqa.prompts import load_prompt
 from cbtqa.records import NonEmptyText, Record, Session, TurnMark
+from cbtqa.safety.settings import ScreenModelSettings
 from cbtqa.simulation.export import has_adjacent_speakers
 from cbtqa.simulation.marks import (
     CONTENT_MARKS,
@@ -35,6 +39,11 @@ from cbtqa.simulation.marks import (
 )
 from cbtqa.simulation.playing.events import names_help, unsafe_advice
 from cbtqa.simulation.playing.messages import UNSPOKEN
+from cbtqa.simulation.playing.opinions import (
+    ask_opinions,
+    estimate_opinions,
+    session_opinions,
+)
 from cbtqa.simulation.profiles import choose_profiles
 from cbtqa.simulation.sessions import STUDY_NAME, StudyFolder, mark_risk, read_transcripts
 from cbtqa.simulation.study import Arm, StudySettings, flattened, load_study, recipe_path
@@ -357,8 +366,50 @@ def _unsafe_turns(sessions: Sessions) -> Iterator[Finding]:
         yield Finding.of("error", "unsafe_turns", unsafe[0][0], message)
 
 
+def _earlier_guard(path: Path) -> Mapping[str, Any]:
+    """What a study's manifest says of the guard that read it when it was played."""
+    if not (path / MANIFEST_NAME).exists():
+        return {}
+    counts = read_json(path / MANIFEST_NAME).get("counts", {})
+    guard: Mapping[str, Any] = counts.get("second_opinion", {}).get("guard", {})
+    return guard
+
+
+def _unread_by_guard(guard: Mapping[str, Any], n_sessions: int) -> Iterator[Finding]:
+    """Sessions without the verdict of the guard that was to read them."""
+    if ids := guard.get("unread_ids"):
+        message = f"{len(ids)} of {n_sessions} sessions have no verdict of the guard, "
+        message += f"and the built-in check alone decides them: {_some(ids)}"
+        yield Finding.of("error", "guard_unread", ids[0], message)
+
+
 def _some(ids: Sequence[str]) -> str:
     return ", ".join(ids[:SHOWN]) + (" ..." if len(ids) > SHOWN else "")
+
+
+class LintSettings(ScreenModelSettings, GuardSettings, AskingSettings):
+    """Flags of `cbtqa simulate lint`."""
+
+    panel: ClassVar[str] = ""
+    path: Path
+    """Study file, study folder, export folder, or file of transcripts."""
+    against: Path | None = None
+    """For an export: study file whose patients must not be in training."""
+    out: Path | None = None
+    """For sessions: JSONL of them with the marks of their turns."""
+    overwrite: bool = False
+    """Replace the file of --out."""
+
+    def opinions(self) -> Opinions:
+        """The guard that the flags name, its journal in the study or beside the file.
+
+        Raises:
+            UsageError, ConfigError: as `session_opinions`.
+        """
+        path = recipe_path(self.path)
+        if path.is_dir():
+            return session_opinions(self, path)
+        return session_opinions(self, path.parent, f"{path.stem}.")
 
 
 class LintReport(Record):
@@ -368,6 +419,8 @@ class LintReport(Record):
     arms: dict[str, ArmAudit] = Field(default_factory=dict)
     findings: tuple[Finding, ...]
     counts: dict[str, Any] = Field(default_factory=dict)
+    second_opinion: dict[str, Any] = Field(default_factory=dict)
+    """What a guard was asked, by role; empty where none was."""
 
     @property
     def is_clean(self) -> bool:
@@ -375,38 +428,87 @@ class LintReport(Record):
         return all(finding.severity == "note" for finding in self.findings)
 
 
-def lint(path: Path, *, against: Path | None = None, screen_model: str | None = None) -> LintReport:
+def lint(
+    path: Path,
+    *,
+    against: Path | None = None,
+    screen_model: str | None = None,
+    opinions: Opinions | None = None,
+    out: Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> LintReport:
     """Checks a study file, a study folder, an export or transcripts.
 
     Args:
         against: for an export: the study in which the tuned model will play, whose patients must
             not be among those it learned from.
         screen_model: for sessions: an encoder that reads the turns of patients, as `mark_risk`.
+        opinions: for sessions: a guard that reads them; nothing in their folder changes but its
+            journal.
+        out: for sessions: a file for them with the marks of their turns.
 
     Raises:
         DataError: nothing of this kind there, or it is damaged.
         ConfigError: a study file with wrong settings.
+        UsageError: a guard or `out`, and no sessions.
+        LicenceGateError: sessions would go to a non-local endpoint without acknowledgement.
+        EndpointError, IncompleteRunError: the asking stopped early; the same call continues.
     """
-    path = recipe_path(path)
+    path, opinions = recipe_path(path), opinions or Opinions()
+    if (found := sessions_of(path, screen_model)) is not None:
+        sessions, study = found
+        n_sessions, asked = study.sessions if study else None, dict[str, Any]()
+        if opinions.services:
+            with opinions.open("the sessions") as opened:
+                how: dict[str, Any] = {"n_sessions": n_sessions, "on_progress": on_progress}
+                sessions, asked = ask_opinions(sessions, opened, **how)
+        if out is not None:
+            write_jsonl(out, sessions)
+        report = (
+            _report("study", study, sessions) if study else _report("transcripts", None, sessions)
+        )
+        guard = asked.get("guard") or (_earlier_guard(path) if study else {})
+        findings = (*report.findings, *_unread_by_guard(guard, len(sessions)))
+        return report.model_copy(update={"findings": findings, "second_opinion": asked})
+    if opinions.services or out is not None:
+        flag = "--guard-endpoint" if opinions.services else "--out"
+        raise UsageError(f"{flag}: {path} holds no sessions", hint="name a study folder or a file")
+    if path.is_dir():
+        return _lint_export(path, against)
+    return _report("study file", load_study(path), [])
+
+
+def sessions_of(
+    path: Path, screen_model: str | None = None
+) -> tuple[list[Session], StudySettings | None] | None:
+    """The sessions of a study folder, with its study, or of a file; None for what holds none.
+
+    Raises:
+        DataError: nothing of this kind there, or it is damaged.
+    """
     if not path.exists():
         raise DataError("no such file or folder", where=str(path))
     if path.is_dir():
         if (path / STUDY_NAME).exists():
             folder = StudyFolder(path)
-            sessions = _screened(folder.read_sessions(), screen_model)
-            return _report("study", folder.study(), sessions)
+            return _screened(folder.read_sessions(), screen_model), folder.study()
         if any((path / kind).is_dir() for kind in KINDS):
-            return _lint_export(path, against)
+            return None
         raise DataError(f"holds neither {STUDY_NAME} nor training rows", where=str(path))
     if path.suffix in (".yaml", ".yml"):
-        return _report("study file", load_study(path), [])
+        return None
     # the first row of our own files names an ending; then one-sided sessions are findings too
     first = next(read_rows(path), None)
     is_ours = first is not None and "stop_reason" in first[1]
     ours = map(marked, read_jsonl(path, Session)) if is_ours else read_transcripts(path)
-    sessions = _screened(ours, screen_model)
-    arms, found = audit_sessions(sessions, None)
-    return LintReport(kind="transcripts", arms=arms, findings=found)
+    return _screened(ours, screen_model), None
+
+
+def estimate_lint(settings: LintSettings) -> Estimate:
+    """What would still be sent to the guard; nothing without one."""
+    found = sessions_of(recipe_path(settings.path))
+    sessions, study = found or ([], None)
+    return estimate_opinions(sessions, settings.opinions(), study.sessions if study else None)
 
 
 def _screened(sessions: Iterable[Session], screen_model: str | None) -> list[Session]:
@@ -416,11 +518,14 @@ def _screened(sessions: Iterable[Session], screen_model: str | None) -> list[Ses
 
 
 def _report(
-    kind: Literal["study file", "study"], study: StudySettings, sessions: list[Session]
+    kind: Literal["study file", "study", "transcripts"],
+    study: StudySettings | None,
+    sessions: list[Session],
 ) -> LintReport:
     arms, found = audit_sessions(sessions, study)
-    findings = (*compare_arms(study), *found)
-    return LintReport(kind=kind, factor=study.factor, arms=arms, findings=findings)
+    declared = compare_arms(study) if study else []
+    factor = study.factor if study else ()
+    return LintReport(kind=kind, factor=factor, arms=arms, findings=(*declared, *found))
 
 
 def _lint_export(path: Path, against: Path | None) -> LintReport:

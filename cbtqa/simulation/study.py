@@ -300,6 +300,9 @@ class StudySettings(Settings):
     """Reads each therapist turn before it is said; None: nobody does."""
     validator: Player | None = None
     """Reads each patient turn likewise."""
+    guard: Player | None = None
+    """Reads each new turn of both sides that a model says, with the turns before, and names faults
+    as `cbtqa.simulation.marks` does; None: words alone are checked."""
     repairs: int = Field(default=2, ge=0)
     """Times a turn is written again because of a fault of `cbtqa.simulation.marks`, which is named;
     then it is kept and marked. 0: turns are marked alone."""
@@ -323,6 +326,8 @@ class StudySettings(Settings):
             raise ValueError("a written corpus has one arm, and a course of CBT")
         if self.sessions > 1 and self.summariser is None and not self.written:
             raise ValueError("several sessions want a summariser (scripted: summariser)")
+        if self.guard is not None and (self.written or self.guard.scripted):
+            raise ValueError("a guard is a model, and reads sessions that are played turn by turn")
         return self
 
     def therapist_prompt(self, arm: Arm) -> str:
@@ -339,7 +344,7 @@ class StudySettings(Settings):
 
     def players(self) -> tuple[Player, ...]:
         """Everyone who is asked in a session."""
-        others = (self.patient, self.supervisor, self.validator, self.summariser)
+        others = (self.patient, self.supervisor, self.validator, self.summariser, self.guard)
         return (*(arm.therapist for arm in self.arms), *(one for one in others if one))
 
     def arm(self, name: str) -> Arm:

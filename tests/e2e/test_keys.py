@@ -213,6 +213,12 @@ CALLS = {
     "cbtqa simulate export": Call(
         lambda folder, url: [_played(folder, url), "--out", folder / "out"]
     ),
+    "cbtqa simulate lint": Call(
+        lambda folder, url: [
+            *(_played(folder, url), *_further(url, "guard"), "--out", folder / "out/marked.jsonl"),
+        ],
+        lambda seen: json.dumps({"faults": []}),
+    ),
     "cbtqa simulate judge": Call(
         lambda folder, url: [
             *(_played(folder, url), "--instrument", "tes", "--repeats", 1, *_at(url)),

@@ -66,6 +66,7 @@ OUT = {
     "distortions label": "out.jsonl",
     "distortions evaluate": "out.json",
     "simulate profiles": "out.jsonl",
+    "simulate lint": "out.jsonl",
     "safety screen": "out.jsonl",
     "safety scrub": "out.jsonl",
     "hub-preview": "out.html",

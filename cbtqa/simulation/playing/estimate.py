@@ -17,6 +17,7 @@ from cbtqa.llm.journal import Journal
 from cbtqa.llm.limits import Limits
 from cbtqa.records import Usage
 from cbtqa.simulation.playing.course import cbt_course
+from cbtqa.simulation.playing.guard import SEEN_AGAIN
 from cbtqa.simulation.playing.messages import SessionView, plan_courses, tokens_of
 from cbtqa.simulation.playing.players import price_of
 from cbtqa.simulation.profiles import choose_profiles
@@ -111,6 +112,10 @@ def _session(view: SessionView) -> Iterator[Calls]:
     for name, reader in readers.items():
         if reader is not None:
             yield Calls(reader, n, n * _instruction(view, name) + history, n * VERDICT_TOKENS)
+    if study.guard is not None:
+        n_asks = n * sum(player.scripted is None for player in (arm.therapist, study.patient))
+        n_in = _instruction(view, "session_guard") + SEEN_AGAIN * spoken // 2
+        yield Calls(study.guard, n_asks, n_asks * n_in, n_asks * VERDICT_TOKENS)
     if study.summariser is not None and study.sessions > 1:
         n_in = _instruction(view, "session_summary") + n * spoken
         yield Calls(study.summariser, 1, n_in, STATE_TOKENS)

@@ -114,6 +114,12 @@ class SessionView:
     def patient_prompt(self) -> Prompt:
         return self.shipped_prompt(self.study.patient_prompt)
 
+    @property
+    def guard_prompt(self) -> Prompt:
+        """What a guard is asked about a turn; version 1 was made for whole sessions alone."""
+        name = self.study.shipped_prompt("session_guard")
+        return load_prompt("session_guard.v2" if name == "session_guard.v1" else name)
+
     def shipped_prompt(self, name: str) -> Prompt:
         """A prompt in the version that the study plays with."""
         return load_prompt(self.study.shipped_prompt(name))
@@ -226,7 +232,11 @@ class SessionView:
         names = ["session_supervisor"] if study.supervisor else []
         names += ["session_patient_check"] if study.validator else []
         names += ["session_summary"] if study.summariser and study.sessions > 1 else []
-        return [self.therapist_prompt, self.patient_prompt, *map(self.shipped_prompt, names)]
+        guard = [self.guard_prompt] if study.guard else []
+        return [
+            *(self.therapist_prompt, self.patient_prompt),
+            *(*map(self.shipped_prompt, names), *guard),
+        ]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -251,6 +261,8 @@ class SessionView:
         if not self.study.repairs:  # then nothing is asked that was not asked before there were any
             study.pop("repairs")
             texts.pop("repair")
+        if self.study.guard is None:  # likewise
+            study.pop("guard")
         parts = {
             "study": study,
             "course": cbt_course().model_dump(mode="json") if is_course else None,
@@ -428,7 +440,9 @@ def object_schema(**fields: Mapping[str, Any]) -> dict[str, Any]:
     return shape | {"additionalProperties": False}
 
 
-Part = Literal["therapist", "patient", "supervisor", "validator", "summariser", "course_part"]
+Part = Literal[
+    "therapist", "patient", "supervisor", "validator", "guard", "summariser", "course_part"
+]
 
 
 @dataclass(frozen=True)

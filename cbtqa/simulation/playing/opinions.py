@@ -1,22 +1,22 @@
 """Further models that read the sessions of a study: a screen on what patients say, a guard on all.
 
     opinions = session_opinions(settings, folder)
-    sessions, counts = ask_opinions(sessions, opened, run)      # turns with further marks
+    sessions, counts = ask_opinions(sessions, opened, [run], n_sessions=1)      # further marks
 
 They are asked once the sessions are played: the screen about each turn of a patient by itself, the
-guard once about a whole session, whose turns it reads numbered. It names turns with the marks of
-`simulation.marks`, where words alone do not find them. Turns are marked, never changed, and a
-verdict takes no mark away.
+guard about whole sessions (`guard`). Turns are marked, never changed, and a verdict takes no mark
+away.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from cbtqa.llm.batch import OnProgress
-from cbtqa.llm.chat import Fault, Message
+from cbtqa.llm.chat import Fault
 from cbtqa.llm.cost import Estimate, sum_estimates
 from cbtqa.llm.runs import Run
 from cbtqa.llm.second_opinion import (
@@ -24,110 +24,90 @@ from cbtqa.llm.second_opinion import (
     OpenOpinions,
     OpinionCounts,
     Opinions,
-    OpinionTask,
-    entries_of,
     opinions_of,
 )
-from cbtqa.prompts import fence
-from cbtqa.records import Reason, Session, Turn, TurnMark
+from cbtqa.records import Session, Turn, TurnMark
 from cbtqa.settings import Settings
-from cbtqa.simulation.marks import HARMS
 from cbtqa.simulation.playing.events import speaks_of_risk
-from cbtqa.simulation.sessions import StudyFolder, numbered
+from cbtqa.simulation.playing.guard import GuardVerdict, SessionGuardTask, guard_items
+from cbtqa.simulation.sessions import StudyFolder
 
 TURN_WORDS = "I do not know what to say to that. " * 5
 """Of a turn that is not played yet, in a dry run; assumed."""
 
 
-GUARDED: tuple[TurnMark, ...] = (
-    *HARMS,
-    *("wrong_speaker", "note_to_model", "narration", "speaker_name", "farewell_loop"),
-)
-"""The marks that a guard may give, the first five to a therapist's turn only."""
-Verdict = tuple[tuple[int, TurnMark], ...]
-"""Places of turns, from 0, with the mark that each deserves."""
-
-
-class SessionGuardTask(OpinionTask[Verdict]):
-    """Reads a whole session, its turns numbered from 1; names the faulty ones."""
-
-    prompt = "session_guard"
-    form_words = "Reply with the one JSON object of the shape given, filled in, and nothing else."
-    properties: ClassVar[Mapping[str, Any]] = {
-        "faults": {
-            "turn": {"type": "integer"},
-            "kind": {"type": "string", "enum": list(GUARDED)},
-            "quote": {"type": "string"},
-        },
-    }
-
-    def _messages(self, item: Exchange) -> Sequence[Message]:
-        return self._prompt.render(transcript=fence(item.question))
-
-    def _read(self, item: Exchange, found: Mapping[str, Any]) -> Verdict | Fault:
-        entries = entries_of(found.get("faults"))
-        if isinstance(entries, Fault):
-            return entries
-        speakers = item.answer.split()
-        faults: dict[tuple[int, TurnMark], None] = {}
-        for entry in entries:
-            kind = next((one for one in GUARDED if one == entry.get("kind")), None)
-            if kind is None:
-                return Fault(Reason.BAD_LABEL, f"no kind of the list: {entry.get('kind')!r}")
-            number = entry.get("turn")
-            if not isinstance(number, int) or not 1 <= number <= len(speakers):
-                return Fault(Reason.BAD_LABEL, f"no turn of the session: {number!r}")
-            if kind in HARMS and speakers[number - 1] != "therapist":
-                return Fault(Reason.BAD_LABEL, f"{kind} is the therapist's, turn {number} is not")
-            faults[number - 1, kind] = None
-        return tuple(faults)
-
-
-def session_opinions(settings: Settings, folder: Path) -> Opinions:
-    """The further models that the settings of a study name; raises as `opinions_of`."""
-    return opinions_of(settings, folder, guard=SessionGuardTask)
+def session_opinions(settings: Settings, folder: Path, stem: str = "") -> Opinions:
+    """The further models that settings name; raises as `opinions_of`."""
+    return opinions_of(settings, folder, stem, guard=SessionGuardTask)
 
 
 def ask_opinions(
     sessions: Sequence[Session],
     opened: OpenOpinions,
-    played: Run,
+    beside: Sequence[Run] = (),
     spent: float = 0.0,
     on_progress: OnProgress | None = None,
+    *,
+    n_sessions: int | None,
 ) -> tuple[list[Session], dict[str, Any]]:
     """The sessions with the marks of both models, and what was asked, by role.
 
     Args:
-        played: the run that played them, which spends of the same budget.
+        beside: the run that played them, where it spends of the same budget.
         spent: what it cost.
+        n_sessions: of a course; None where it is not known.
 
     Raises:
         EndpointError, IncompleteRunError: the asking stopped early; the same call continues.
     """
-    counts: dict[str, OpinionCounts] = {one.by.role: OpinionCounts(one.by) for one in opened.each}
+    counts = {one.by.role: OpinionCounts(one.by) for one in opened.each}
     for one in opened.each:
-        items = [item for session in sessions for _, item in _asked(session, one.by.role)]
-        others = (played, *(run for run in opened.runs if run is not one.run))
+        items = [
+            item for session in sessions for _, item in _asked(session, one.by.role, n_sessions)
+        ]
+        others = (*beside, *(run for run in opened.runs if run is not one.run))
         how: dict[str, Any] = {"beside": others, "spent": spent, "on_progress": on_progress}
         one.ask(items, n_total=len(items), **how)
-    marked = [_marked(session, opened, counts) for session in sessions]
-    return marked, {one.by.role: counts[one.by.role].described(one.run) for one in opened.each}
+    told: dict[str, Any] = {"unread_ids": [], "unknown_kinds": Counter()}
+    marked = [_marked(session, opened, counts, n_sessions, told) for session in sessions]
+    described = {one.by.role: counts[one.by.role].described(one.run) for one in opened.each}
+    if "guard" in described:
+        kinds = dict(told["unknown_kinds"].most_common())
+        described["guard"] |= {"unread_ids": told["unread_ids"], "unknown_kinds": kinds}
+    return marked, described
 
 
-def _asked(session: Session, role: str) -> Iterator[tuple[int, Exchange]]:
+def estimate_opinions(
+    sessions: Sequence[Session], opinions: Opinions, n_sessions: int | None
+) -> Estimate:
+    """What would still be sent to the further models about sessions that are there."""
+    parts = []
+    for one in opinions.each:
+        items = [item for session in sessions for _, item in _asked(session, one.role, n_sessions)]
+        parts.append(one.estimate(items, "sessions" if one.role == "guard" else "turns"))
+    return sum_estimates("sessions", len(sessions), 0, parts)
+
+
+def _asked(session: Session, role: str, n_sessions: int | None) -> Iterator[tuple[int, Exchange]]:
     """What a model is asked about, and its place in a session: not where nothing can be worse."""
     if role == "guard":
-        speakers = " ".join(turn.role for turn in session.turns)
-        yield 0, Exchange(session.id, numbered(session.turns), speakers)
+        items = guard_items(session.id, session.turns, n_sessions, session.number)
+        yield from enumerate(items)
         return
     for place, turn in enumerate(session.turns):
         if turn.role == "patient" and not speaks_of_risk(turn.text):
             yield place, Exchange(f"{session.id} {place}", turn.text)
 
 
-def _marked(session: Session, opened: OpenOpinions, counts: Mapping[str, OpinionCounts]) -> Session:
+def _marked(
+    session: Session,
+    opened: OpenOpinions,
+    counts: Mapping[str, OpinionCounts],
+    n_sessions: int | None,
+    told: Mapping[str, Any],
+) -> Session:
     turns = list(session.turns)
-    for place, item in _asked(session, "screen") if opened.screen else ():
+    for place, item in _asked(session, "screen", n_sessions) if opened.screen else ():
         grades = opened.screen.verdict(item) if opened.screen else None
         names: tuple[str, ...] = ()
         if grades is not None and not isinstance(grades, Fault) and grades.route != "none":
@@ -135,13 +115,19 @@ def _marked(session: Session, opened: OpenOpinions, counts: Mapping[str, Opinion
             names = (*risk, *(danger.kind for danger in grades.dangers))
             turns[place] = _with_mark(turns[place], "risk")
         counts["screen"].add(grades, names)
-    for _, item in _asked(session, "guard") if opened.guard else ():
-        faults = opened.guard.verdict(item) if opened.guard else ()
-        new = () if isinstance(faults, Fault) else faults
-        new = tuple((place, mark) for place, mark in new if mark not in turns[place].marks)
+    if opened.guard and turns:
+        parts = [opened.guard.verdict(item) for _, item in _asked(session, "guard", n_sessions)]
+        read: list[GuardVerdict] = [one for one in parts if not isinstance(one, Fault)]
+        new = [
+            found for one in read for found in one.faults if found[1] not in turns[found[0]].marks
+        ]
         for place, mark in new:
             turns[place] = _with_mark(turns[place], mark)
-        counts["guard"].add(faults, (mark for _, mark in new))
+        # a session is read when all its parts are
+        missing = next((one for one in parts if isinstance(one, Fault)), None)
+        counts["guard"].add(missing or read, (mark for _, mark in new))
+        told["unread_ids"].extend([session.id] if missing else [])
+        told["unknown_kinds"].update(kind for one in read for kind in one.unknown)
     if turns == list(session.turns):
         return session
     return session.model_copy(update={"turns": tuple(turns)})
@@ -154,11 +140,17 @@ def _with_mark(turn: Turn, mark: TurnMark) -> Turn:
 
 
 def with_opinions(
-    estimate: Estimate, opinions: Opinions, out: Path, n_sessions: int, most_turns: int
+    estimate: Estimate,
+    opinions: Opinions,
+    out: Path,
+    n_all: int,
+    most_turns: int,
+    n_sessions: int,
 ) -> Estimate:
     """A study's dry run with what the further models would be sent, every session at its most.
 
     Args:
+        n_all: sessions of the study.
         most_turns: of each side, in a session.
     """
     if not opinions.services:
@@ -166,11 +158,14 @@ def with_opinions(
     folder = StudyFolder(out)
     known = list(folder.read_sessions()) if folder.sessions_path.exists() else []
     parts = list(estimate.parts) or [estimate]
+    roles = ("patient", "therapist")
+    turns = [Turn(role=roles[n % 2], text=TURN_WORDS) for n in range(2 * most_turns)]
     for one in opinions.each:
-        items = [item for session in known for _, item in _asked(session, one.role)]
-        is_guard, n_left = one.role == "guard", n_sessions - len(known)
-        text = TURN_WORDS * 2 * most_turns if is_guard else TURN_WORDS
-        n_asks = n_left if is_guard else n_left * most_turns
-        items += [Exchange(f"not played {n}", text) for n in range(n_asks)]
-        parts.append(one.estimate(items, "sessions" if is_guard else "turns"))
+        items = [item for session in known for _, item in _asked(session, one.role, n_sessions)]
+        for n in range(n_all - len(known)):
+            if one.role == "guard":
+                items += guard_items(f"not played {n}", turns, n_sessions)
+            else:
+                items += [Exchange(f"not played {n} {k}", TURN_WORDS) for k in range(most_turns)]
+        parts.append(one.estimate(items, "sessions" if one.role == "guard" else "turns"))
     return sum_estimates(estimate.items, estimate.n_items, estimate.n_left_out, parts)

@@ -30,7 +30,7 @@ from cbtqa.llm.endpoint import BATCH_FILES
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.progress import Progress, RecentRate
 from cbtqa.llm.runs import EndpointSettings, Run, Service, open_run, refuse_foreign
-from cbtqa.llm.second_opinion import GuardSettings, Opinions, ScreenEndpointSettings
+from cbtqa.llm.second_opinion import REPLY_LIMIT, GuardSettings, Opinions, ScreenEndpointSettings
 from cbtqa.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -133,7 +133,8 @@ def run_study(
         run.raise_what_stopped_it()
         if second.runs:
             spent = run.players.cost or 0.0
-            sessions, asked = ask_opinions(sessions, second, opened, spent, on_progress)
+            how = {"n_sessions": study.sessions}
+            sessions, asked = ask_opinions(sessions, second, [opened], spent, on_progress, **how)
             described |= {"second_opinion": asked}
             write_jsonl(folder.sessions_path, sessions)
         manifest = _manifest(folder, courses, sessions, opened, run.players.cost, described)
@@ -366,11 +367,12 @@ def _player_of(study: StudySettings, key: str) -> Player | None:
         return arms.get(session.split("/")[0])
     others = {"patient": study.patient, "supervisor": study.supervisor}
     others |= {"validator": study.validator, "summary": study.summariser}
+    others |= {"guard_patient": study.guard, "guard_therapist": study.guard}
     return others.get(role)
 
 
 async def _open_players(players: Players, study: StudySettings, arm: Arm) -> ArmPlayers:
-    others = (study.supervisor, study.validator, study.summariser)
+    others = (study.supervisor, study.validator, study.summariser, study.guard)
     opened = [await players.open(player) if player else None for player in others]
     return ArmPlayers(await players.open(arm.therapist), await players.open(study.patient), *opened)
 
@@ -519,6 +521,9 @@ class RunSettings(
     that model plays both sides."""
     out: Path = Path("cbtqa-study")
     """Folder of the study."""
+    guard_turns: bool = False
+    """Have the guard read each new turn, too, while a session is played: a turn that it names is
+    asked for again with the fault, then marked."""
 
     @property
     def _built_in(self) -> str:
@@ -549,16 +554,35 @@ class RunSettings(
         changes["arms"] = tuple(
             arm.model_copy(update={"therapist": at_endpoint(arm.therapist, self)}) for arm in arms
         )
-        for role in ("patient", "supervisor", "validator", "summariser"):
+        for role in ("patient", "supervisor", "validator", "summariser", "guard"):
             if (player := getattr(study, role)) is not None:
                 changes[role] = at_endpoint(player, self)
         changed = study.model_copy(update=changes)
+        if self.guard_turns:
+            changed = changed.model_copy(update={"guard": self._guard_of_turns(study)})
         if (self.endpoint or self.model) and not any(one.endpoint for one in changed.players()):
             raise UsageError(
                 f"--endpoint and --model: no player of study '{study.id}' is asked at an endpoint",
                 hint="name endpoints in a study file of your own: cbtqa simulate run mine.yaml",
             )
         return changed
+
+    def _guard_of_turns(self, study: StudySettings) -> Player:
+        """The guard as one of the players.
+
+        Raises:
+            UsageError: no guard is named, or no session is played turn by turn.
+        """
+        if not (self.guard_endpoint and self.guard_model):
+            raise UsageError("--guard-turns needs --guard-endpoint and --guard-model")
+        if study.written:
+            problem = "is written whole; the guard reads its sessions once they are there"
+            raise UsageError(f"--guard-turns: {study.id} {problem}", hint="leave it out")
+        has_price = self.guard_model == self.model  # which the flags about prices are for
+        prices = (self.price_in, self.price_out) if has_price else (None, None)
+        where = {"endpoint": self.guard_endpoint, "model": self.guard_model}
+        how = {"temperature": 0.0, "max_tokens": REPLY_LIMIT}
+        return Player(**where, **how, price_in=prices[0], price_out=prices[1])
 
 
 class CorpusSettings(RunSettings):

@@ -42,7 +42,7 @@ from cbtqa.simulation.playing.messages import (
     wording,
 )
 from cbtqa.simulation.playing.players import Call, OpenPlayer, Players, endpoints_of
-from cbtqa.simulation.playing.supervision import Verdict, ask_verdict
+from cbtqa.simulation.playing.supervision import Verdict, ask_guard, ask_verdict
 from cbtqa.simulation.study import Player
 
 Role = Literal["patient", "therapist"]
@@ -56,6 +56,7 @@ class ArmPlayers:
     supervisor: OpenPlayer | None
     validator: OpenPlayer | None
     summariser: OpenPlayer | None
+    guard: OpenPlayer | None
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,13 @@ class _Draft:
     verdict: Verdict | None
     n_revisions: int
     faults: tuple[TurnFault, ...] = ()
+    is_unguarded: bool = False
+    """The guard gave no verdict on it."""
 
     def turn(self, role: Role, event: str | None, *, is_early: bool = False) -> Turn:
         marks, complaint = [*self.spoken.marks, *(one.mark for one in self.faults)], None
+        if self.is_unguarded:
+            marks.append("unguarded")
         if self.verdict is not None and not self.verdict.is_accepted:
             marks.append("not_accepted" if self.verdict.feedback else "unsupervised")
             complaint = self.verdict.feedback or self.verdict.trouble
@@ -186,7 +191,14 @@ class PlayedSession:
                 return None
             faults = self._faults(role, spoken, event)
             kept = _Draft(spoken, None, revision, faults)
-            if faults and n_repairs < self._study.repairs:
+            may_repair = n_repairs < self._study.repairs
+            if not (faults and may_repair):  # else it is asked again anyhow
+                guarded = await self._guarded(context, kept)
+                if isinstance(guarded, Fault):
+                    self._stop = (_stop_of(guarded), f"guard: {guarded.detail}")
+                    return None
+                kept, faults = guarded, guarded.faults
+            if faults and may_repair:
                 n_repairs += 1
                 complaint = "; ".join(map(str, faults))
                 asked = with_complaint(
@@ -222,6 +234,23 @@ class PlayedSession:
             country=next(iter(self._view.profile.attributes.get("country", ())), None),
         )
         return tuple(found)
+
+    async def _guarded(self, context: TurnContext, draft: _Draft) -> _Draft | Fault:
+        """A draft with what the guard names in it; a fault when its endpoint failed."""
+        role, guard, text = context.part, self._arm_players.guard, draft.spoken.text
+        player = self._view.arm.therapist if role == "therapist" else self._study.patient
+        if guard is None or player.scripted is not None or not text:
+            return draft
+        turn = Turn(role="therapist" if role == "therapist" else "patient", text=text)
+        limits = self._study.turns
+        is_open = context.turn < (limits.min if self._study.end_token else limits.max)
+        found = await ask_guard(self._players, guard, context, turn, is_open=is_open)
+        if isinstance(found, Fault):
+            is_gone = found.reason is Reason.ENDPOINT
+            return found if is_gone else replace(draft, is_unguarded=True)
+        known = {one.mark for one in draft.faults}
+        new = (one for one in found if one.mark not in known)
+        return replace(draft, faults=(*draft.faults, *new))
 
     async def _speak(
         self,

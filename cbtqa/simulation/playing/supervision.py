@@ -1,11 +1,11 @@
-"""Supervisors, validators and summarisers: a verdict on a draft, the state after a session.
+"""Supervisors, validators, guards and summarisers: a verdict on a draft, the state after a session.
 
 A verdict that cannot be read is no acceptance: the turn is kept and marked `unsupervised`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,9 +14,11 @@ from cbtqa.files import parse_record
 from cbtqa.llm.chat import Fault, Reply
 from cbtqa.llm.structured import parse_object
 from cbtqa.prompts import Prompt, fence
-from cbtqa.records import Reason, Session, SessionState
+from cbtqa.records import Reason, Session, SessionState, Turn
 from cbtqa.simulation.draws import seed_of
+from cbtqa.simulation.marks import TurnFault
 from cbtqa.simulation.playing.course import cbt_course
+from cbtqa.simulation.playing.guard import SessionGuardTask, guard_turn_item, guard_values
 from cbtqa.simulation.playing.messages import SessionView, TurnContext, object_schema, wording
 from cbtqa.simulation.playing.players import Call, OpenPlayer, Players
 from cbtqa.simulation.sessions import transcript_text
@@ -97,6 +99,35 @@ def _messages(context: TurnContext, reasoning: str | None) -> list[dict[str, str
         )
     return view.shipped_prompt("session_patient_check").render(
         narrative=view.profile.narrative, manner=view.profile.behaviour, **shared
+    )
+
+
+async def ask_guard(
+    players: Players, guard: OpenPlayer, context: TurnContext, turn: Turn, *, is_open: bool
+) -> tuple[TurnFault, ...] | Fault:
+    """What the guard names in a new turn, `context.turns` being those before it; raises as
+    `Players.ask`. A fault says why there is no verdict."""
+    view, turns = context.view, (*context.turns, turn)
+    key = view.key(f"guard_{turn.role}{context.turn}", context.revision)
+    item = guard_turn_item(key, turns, view.study.sessions, view.number, is_open=is_open)
+    task = SessionGuardTask(guard.settings.name)
+    found, _ = await players.ask(
+        Call(
+            key=key,
+            player=guard,
+            context=replace(context, part="guard"),
+            messages=view.guard_prompt.fill(guard_values(item)),
+            seed=seed_of(context.seed, "guard", context.revision),
+            read=partial(task.read, item),
+            json_schema=task.request(item).json_schema,
+        )
+    )
+    if isinstance(found, Fault):
+        return found
+    # a quote that holds its own marks would not be known as one
+    words = (quote.replace("'", "’").replace('"', "") for quote in found.quotes)
+    return tuple(
+        TurnFault(mark, quote) for (_, mark), quote in zip(found.faults, words, strict=True)
     )
 
 
