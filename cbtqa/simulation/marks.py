@@ -18,6 +18,7 @@ from string import Template
 from typing import Any, Literal, NamedTuple
 
 from cbtqa.records import Session, Turn, TurnMark
+from cbtqa.safety.answers import HARMS as PROBLEMS
 from cbtqa.simulation.playing.course import cbt_course
 from cbtqa.simulation.playing.events import (
     SAID_UNSAFE,
@@ -297,8 +298,13 @@ def _faults_of_words(
 
 def _harms(text: str, lines: str, *, may_have_a_life: bool, by_rules: bool) -> Iterator[TurnFault]:
     """What a therapist says that harms, each kind once."""
-    said = harms_in(text, SAID_UNSAFE_BY_RULES if by_rules else SAID_UNSAFE)
-    found = {mark: TurnFault(mark, words[:LONGEST_SHOWN]) for mark, words in said.items()}
+    found: dict[TurnMark, TurnFault] = {}
+    for mark, problem in harms_in(text, SAID_UNSAFE_BY_RULES if by_rules else SAID_UNSAFE):
+        if problem.rule in PROBLEMS:  # the model read the sentence, a rule some words of it
+            found.setdefault(mark, TurnFault(mark, problem.text[:LONGEST_SHOWN]))
+        else:
+            words = re.compile(re.escape(problem.text), re.IGNORECASE)
+            found |= {one.mark: one for one in _matches(mark, words, lines, True)}
     if not by_rules and (life := own_life(lines)):
         found.setdefault("private_life", TurnFault("private_life", life[:LONGEST_SHOWN]))
     for mark, own in _rules().harms.items():

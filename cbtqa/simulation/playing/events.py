@@ -149,12 +149,12 @@ def names_help(text: str, country: str | None = None) -> bool:
     return False
 
 
-def harms_in(text: str, unsafe_from: float = SAID_UNSAFE) -> dict[TurnMark, str]:
-    """The marks that a therapist's words earn by the answer check, each with the words."""
-    found: dict[TurnMark, str] = {}
-    for problem in _harms(text, unsafe_from):
-        found.setdefault(_OTHER_MARKS.get(problem.rule, "unsafe_advice"), problem.text)
-    return found
+def harms_in(text: str, unsafe_from: float = SAID_UNSAFE) -> list[tuple[TurnMark, Problem]]:
+    """What the answer check finds in a therapist's words, with the mark that it earns."""
+    return [
+        (_OTHER_MARKS.get(problem.rule, "unsafe_advice"), problem)
+        for problem in _harms(text, unsafe_from)
+    ]
 
 
 def unsafe_advice(text: str) -> tuple[str, ...]:
