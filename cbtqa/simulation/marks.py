@@ -41,7 +41,7 @@ from cbtqa.simulation.sentences import (
     words_of,
 )
 from cbtqa.simulation.study import shipped_yaml
-from cbtqa.text_faults import find_machine_text
+from cbtqa.text_faults import find_broken_text, find_machine_text
 
 Role = Literal["patient", "therapist"]
 SPOILING: tuple[TurnMark, ...] = ("machine_text", "note_to_model", "wrong_speaker", "farewell_loop")
@@ -82,7 +82,7 @@ _ASIDE = re.compile(
 _LAST_LINE_IS_LISTED = re.compile(r"^\s*(?:[-*•#]|\d+[.)])[^\n]*\Z", re.MULTILINE)
 _WHOLE_END = re.compile(r"[.!?…。！？:;~\-–—\"'”’)\]*]\s*$|[^\w\s,]\s*$")
 _REPORTS = re.compile(r"\b(?:said|says|told|tells|asked|wrote|thought|goes|like),? ", re.IGNORECASE)
-_DATA = re.compile(r"\s*(?:```\w*\s*)?(?:\{\s*[\"']\w+[\"']\s*:|\[\s*(?:\{|[\"']))")
+_DATA = re.compile(r"^\s*(?:```\w*\s*)?(?:\{\s*[\"']\w+[\"']\s*:|\[\s*(?:\{|[\"']))", re.MULTILINE)
 _IN_FIRST_PERSON = re.compile(r"\b(?:i|i'm|my|me|you|your|we|it|this|that)\b", re.IGNORECASE)
 
 
@@ -271,8 +271,10 @@ def _faults_of_words(
     found: list[TurnFault] = []
     fault = find_machine_text(text)
     is_other = fault is not None and fault.kind == "other_speaker"
-    if (fault is not None and not is_other) or is_data(text):
-        found.append(TurnFault("machine_text", fault.found if fault else ""))
+    broken = find_broken_text(text) if origin != "people" else None  # people blank out names
+    if (fault is not None and not is_other) or is_data(text) or broken:
+        shown = fault or broken
+        found.append(TurnFault("machine_text", shown.found if shown else ""))
     found += _matches("note_to_model", rules.note_to_model[role], lines)
     if repeats_note(text, private):
         found.append(TurnFault("note_to_model"))
@@ -372,8 +374,8 @@ def _asks_about_danger(text: str) -> bool:
 
 
 def is_data(text: str) -> bool:
-    """Whether a text is an object or a list of a program, in place of words."""
-    return _DATA.match(text) is not None
+    """Whether a line of a text begins an object or a list of a program."""
+    return _DATA.search(text) is not None
 
 
 def is_cut(text: str) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from cbtqa.simulation.study import shipped_yaml
 
 _QUOTED = re.compile(r"\"[^\"]*\"|“[^”]*”|‘[^’]*’|(?<!\w)'[^']*'(?!\w)")
-_SENTENCE = re.compile(r"(?<=[.!?])[\"')\]*]*\s+|\n+")
+_SENTENCE = re.compile(r"(?<=[.!?])[\"')\]*]*\s+|(?<=[。！？])\s*|\n+")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 _LABEL = re.compile(r"^\W*((?:[A-Z][\w'’.-]*\.? ?){1,3})(?:\([^)\n]*\))?\s*[:：]\W*\s+\S")
 _OWNED = re.compile(r"\bmy (?:own |old |late |first |best |dear |other |little )*([a-z]+)", re.I)
@@ -165,6 +165,9 @@ def tells_a_scene(text: str) -> bool:
     return bool(_features().scene_opening.search(flat) or _features().scene_quote.search(flat))
 
 
+FEWEST_OTHER_LETTERS, FEWEST_ACCENTED = 2, 2
+"""Letters of another script, and words with letters that English has not, from which a sentence may
+be in another language; assumed."""
 FEWEST_FOREIGN = 8
 """Words from which a text is known to be in another language by its little words."""
 ENGLISH_SHARE = 1 / 12
@@ -176,11 +179,20 @@ _OTHER_LETTERS = re.compile(r"[\u0370-\u1dff\u2c00-\ud7ff\uf900-\ufdff\uff66-\uf
 def is_foreign(text: str) -> bool:
     """Whether a text, or a sentence in it, is not in English; what is quoted does not count."""
     plain = without_quotes(text)
-    letters = [one for one in plain if one.isalpha()]
+    said = (plain, *by_sentence(plain).splitlines())
+    return any(map(_by_letters, said)) or any(map(_by_little_words, said))
+
+
+def _by_letters(text: str) -> bool:
+    """Whether most letters are of another script, or several words of another Latin alphabet."""
+    letters = [one for one in text if one.isalpha()]
     n_other = sum(_OTHER_LETTERS.match(one) is not None for one in letters)
-    if letters and n_other > len(letters) / 2:
+    if n_other >= FEWEST_OTHER_LETTERS and n_other > len(letters) / 2:
         return True
-    return any(map(_by_little_words, (plain, *by_sentence(plain).splitlines())))
+    words = words_of(text)
+    n_accented = sum(not word.isascii() for word in set(words))
+    n_english = sum(word in _features().english for word in words)
+    return n_accented >= FEWEST_ACCENTED and n_english < len(words) / 8
 
 
 def _by_little_words(text: str) -> bool:
