@@ -102,13 +102,13 @@ class Table:
             yield text
 
     def title_in(self, lang: Lang = "en") -> str:
-        return _plain(self.title, lang)
+        return in_language(self.title, lang)
 
     def cells(self, lang: Lang = "en") -> tuple[list[str], list[list[str]]]:
-        heads = [_plain(head, lang) for head in self.heads]
+        heads = [in_language(head, lang) for head in self.heads]
         rows = [
             [
-                _plain(_written(cell, column.show), lang)
+                in_language(_written(cell, column.show), lang)
                 for column, cell in zip(self._columns, row, strict=True)
             ]
             for row in self.rows
@@ -126,10 +126,7 @@ class Table:
         """A `booktabs` tabular."""
         heads, rows = self.cells(lang)
         sides = "".join("r" if right else "l" for right in self.is_figures)
-        head, *body = (
-            " & ".join(text.translate(_LATEX_SPECIAL) for text in line) + r" \\"
-            for line in (heads, *rows)
-        )
+        head, *body = (" & ".join(map(latex_text, line)) + r" \\" for line in (heads, *rows))
         lines = [rf"\begin{{tabular}}{{{sides}}}", r"\toprule", head, r"\midrule", *body]
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
@@ -137,7 +134,7 @@ class Table:
         """Rows as objects with plain values; an interval and a reason get keys of their own."""
         columns: dict[str, list[Any]] = {}
         for index, column in enumerate(self._columns):
-            name = _plain(column.head, "en") or f"column {index + 1}"
+            name = in_language(column.head, "en") or f"column {index + 1}"
             while name in columns:
                 name += " *"
             cells = [row[index] for row in self.rows]
@@ -186,13 +183,19 @@ def _number(cell: Estimate, show: Show | None) -> str:
 def _value(cell: Cell) -> Any:
     if isinstance(cell, Estimate):
         return cell.value
-    return _plain(cell, "en") if isinstance(cell, str | Phrase) else cell
+    return in_language(cell, "en") if isinstance(cell, str | Phrase) else cell
 
 
-def _plain(text: str | Phrase, lang: Lang) -> str:
+def in_language(text: str | Phrase, lang: Lang) -> str:
+    """The text in a language, without markup."""
     if isinstance(text, Phrase):
         return text.first(lang)
     return text.striptags() if isinstance(text, Markup) else text
+
+
+def latex_text(text: str) -> str:
+    """Text from outside in LaTeX: one line, in which no character is a command."""
+    return re.sub(r"\s+", " ", text).translate(_LATEX_SPECIAL)
 
 
 def markdown_cell(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The report of an experiment: our tables beside the paper's, as one page, Markdown and JSON.
+"""The report of an experiment: our tables beside the paper's, as a page, Markdown, LaTeX and JSON.
 
     write_report(ReportSettings(runs=(Path("runs/cbt-llm"),)))
 
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
-import cbtqa
+from cbtqa.dataset.report import label_names
+from cbtqa.dataset.report.items import graded_phrase
 from cbtqa.dataset.stats import DatasetStatistics, folder_statistics
 from cbtqa.dataset_folder import DatasetFolder
 from cbtqa.errors import DataError
@@ -32,45 +32,30 @@ from cbtqa.papers import PaperTable, paper_table, papers, source_of
 from cbtqa.ratings.results import Score, StudyReport
 from cbtqa.records import STEP_NAMES, Tabular
 from cbtqa.report.charts import Interval, Line, interval_chart, line_chart
-from cbtqa.report.page import Head, Lang, Phrase, load_wording, render_page, same
+from cbtqa.report.page import Phrase, load_wording, same
 from cbtqa.report.table import AnyColumn, Cell, Column, Estimate, Table
 from cbtqa.report.words import count, digits, estimate
 from cbtqa.reproduce.pipeline import EXPERIMENT_NAME, Experiment, versions_of
+from cbtqa.reproduce.report_forms import (
+    Content,
+    Example,
+    Fact,
+    Part,
+    Trait,
+    Words,
+    as_json,
+    as_latex,
+    as_markdown,
+    as_page,
+)
 from cbtqa.reproduce.stages import ReportSettings, n_ratings
-from cbtqa.safety.notices import required_notices
 from cbtqa.simulation.analysis.group_tables import attributes_table, wins_table
 from cbtqa.simulation.analysis.results import AnalysisReport
 from cbtqa.simulation.analysis.run import JSON_NAME
 
-N_EXAMPLES = 3
+MOST_EXAMPLES = 60
 CHARTED = ("bleu_jieba", "meteor_jieba", "chrf2", "bertscore")
 """Metrics of Table 4 that get a chart of intervals."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """One question, the dataset's answer by its steps, and each system's."""
-
-    question: str
-    description: str
-    steps: tuple[tuple[str, str], ...]
-    """Step and its text; one without a name where the answer has no steps."""
-    evidence: tuple[str, ...]
-    answers: tuple[tuple[str, str], ...]
-    """System and its answer."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One section: what it says, its tables, its charts."""
-
-    anchor: str
-    title: Phrase
-    lede: Phrase = field(default_factory=lambda: same(""))
-    tables: tuple[Table, ...] = ()
-    charts: tuple[tuple[Markup, Phrase], ...] = ()
-    examples: tuple[Example, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +77,16 @@ class Run:
     @property
     def name(self) -> str:
         return self.root.resolve().name
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What the report's JSON says of it."""
+        return {
+            "name": self.name,
+            "recipe": self.experiment.recipe.id,
+            "smoke": self.experiment.is_smoke,
+            "data_sha256": self.experiment.data_sha256,
+        }
 
     @property
     def systems(self) -> list[str]:
@@ -142,21 +137,21 @@ class ExperimentReport(Tabular):
 
 
 def write_report(settings: ReportSettings) -> ExperimentReport:
-    """Writes `report.html`, `report.md` and `report.json`, as asked for."""
+    """Writes `report.html`, `report.md`, `report.tex` and `report.json`, as asked for."""
     words, lang = load_wording(__package__, "wording.yaml"), settings.lang
     runs = [Run.open(root) for root in settings.runs]
     out = settings.out or settings.runs[0]
     parts = [part for run in runs for part in _parts(run, words, is_one=len(runs) == 1)]
     facts = [fact for run in runs for fact in _facts(run, words, is_one=len(runs) == 1)]
+    content = Content(_title(runs, words), parts, facts, [run.described for run in runs])
+    forms = {"html": as_page, "md": as_markdown, "latex": as_latex}
     written = []
     for name in dict.fromkeys(settings.format_):
-        path = out / f"report.{name}"
-        if name == "html":
-            write_text(path, _page(runs, parts, facts, words, lang))
-        elif name == "md":
-            write_text(path, _markdown(runs, parts, facts, words, lang))
+        path = out / f"report.{'tex' if name == 'latex' else name}"
+        if name == "json":
+            write_json(path, as_json(content))
         else:
-            write_json(path, _as_json(runs, parts, facts))
+            write_text(path, forms[name](content, words, lang))
         written.append(path)
     tables: dict[str, Table] = {}
     titles: dict[str, str] = {}
@@ -167,11 +162,6 @@ def write_report(settings: ReportSettings) -> ExperimentReport:
     return ExperimentReport(tuple(written), tables, titles)
 
 
-Fact = tuple[str, Phrase, str]
-"""A figure, what it is, and what stands beside it."""
-Words = dict[str, Phrase]
-
-
 # --- the first screen ----------------------------------------------------------------------------
 
 
@@ -180,7 +170,7 @@ def _facts(run: Run, words: Words, *, is_one: bool) -> Iterator[Fact]:
     statistics, scores = run.statistics(), run.scores()
     if statistics:
         theirs = paper_table("cbt-llm", "dataset").value("n_entries")
-        context = f"{name}{words['facts.paper'].en}: {count(theirs)}"
+        context = words["facts.paper"].fill(name=name, value=count(theirs))
         yield count(statistics.n_entries), words["facts.entries"], context
     if scores and (best := _best(scores)):
         metric, system, shown = best
@@ -428,16 +418,26 @@ def _examples(run: Run, words: Words) -> Iterator[Part]:
         return
     shared = set.union(*map(set, answers.values()))
     folder = DatasetFolder.open(run.root / "dataset")
-    found: list[Example] = []
-    for row in folder.rows("test"):
-        if row["id"] in shared and len(found) < N_EXAMPLES:
-            found.append(_example(row, answers))
-    lede = words["examples.lede"]
-    yield Part("examples", words["examples.title"], lede, examples=tuple(found))
+    names = label_names(folder.manifest, folder_statistics(folder))
+    answered = (row for row in folder.rows("test") if row["id"] in shared)
+    found = tuple(_example(row, answers, names, words) for row in islice(answered, MOST_EXAMPLES))
+    lede = words["examples.lede"].fill(n=MOST_EXAMPLES)
+    yield Part("examples", words["examples.title"], lede, examples=found)
 
 
-def _example(row: dict[str, Any], answers: dict[str, dict[str, str]]) -> Example:
+def _example(
+    row: dict[str, Any],
+    answers: dict[str, dict[str, str]],
+    names: Mapping[str, Phrase],
+    words: Words,
+) -> Example:
     steps = tuple((name, str(row[name])) for name in STEP_NAMES if row.get(name))
+    labels = {one["id"]: names.get(one["id"], same(one["id"])) for one in row["distortions"] or ()}
+    missing = [name for name in STEP_NAMES if steps and not row.get(name)]
+    traits = [Trait("label", *one) for one in labels.items()]
+    traits += [] if labels else [Trait("label", "none", words["finder.none"])]
+    traits.append(Trait("risk", row["risk"], graded_phrase(row["risk"], row["dangers"] or ())))
+    traits += [Trait("missing", name, words[f"steps.{name}"]) for name in missing]
     return Example(
         question=row["question"],
         description=row["description"] or "",
@@ -446,6 +446,7 @@ def _example(row: dict[str, Any], answers: dict[str, dict[str, str]]) -> Example
         answers=tuple(
             (name, texts[row["id"]]) for name, texts in answers.items() if row["id"] in texts
         ),
+        traits=tuple(traits),
     )
 
 
@@ -478,79 +479,8 @@ def _text_of(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-# --- the three forms -----------------------------------------------------------------------------
-
-
 def _title(runs: Sequence[Run], words: Words) -> Phrase:
     if len(runs) == 1:
         return runs[0].experiment.recipe.title
     names = ", ".join(run.name for run in runs)
     return words["several"].fill(names=names)
-
-
-def _page(
-    runs: Sequence[Run], parts: list[Part], facts: list[Fact], words: Words, lang: Lang
-) -> str:
-    return render_page(
-        __package__,
-        "experiment.html.j2",
-        Head(
-            title=_title(runs, words),
-            kicker=words["kicker"],
-            lede=words["lede"],
-            footer=words["footer"].fill(version=cbtqa.__version__),
-            lang=lang,
-        ),
-        parts=parts,
-        facts=facts,
-        words=words,
-        is_smoke=any(run.experiment.is_smoke for run in runs),
-        step_names=STEP_NAMES,
-        notices=required_notices(lang),
-    )
-
-
-def _markdown(
-    runs: Sequence[Run], parts: list[Part], facts: list[Fact], words: Words, lang: Lang
-) -> str:
-    lines = [f"# {_title(runs, words).first(lang)}\n"]
-    if any(run.experiment.is_smoke for run in runs):
-        lines.append(f"**{words['smoke.text'].first(lang)}**\n")
-    for shown, what, beside in facts:
-        lines.append(f"- {shown}: {what.first(lang)}" + (f" ({beside})" if beside else ""))
-    for part in parts:
-        lines.append(f"\n## {part.title.first(lang)}\n")
-        if part.lede.first(lang):
-            lines.append(f"{part.lede.first(lang)}\n")
-        for table in part.tables:
-            title = table.title_in(lang)
-            lines += [f"**{title}**\n"] if title else []
-            lines.append(table.markdown(lang))
-        lines += [f"- {note}" for note in part.notes]
-    lines += ["", *(f"> {notice}" for notice in required_notices(lang)), ""]
-    return "\n".join(lines)
-
-
-def _as_json(runs: Sequence[Run], parts: list[Part], facts: list[Fact]) -> dict[str, Any]:
-    return {
-        "runs": [
-            {
-                "name": run.name,
-                "recipe": run.experiment.recipe.id,
-                "smoke": run.experiment.is_smoke,
-                "data_sha256": run.experiment.data_sha256,
-            }
-            for run in runs
-        ],
-        "facts": [
-            {"value": value, "what": what.en, "beside": beside} for value, what, beside in facts
-        ],
-        "parts": {
-            part.anchor: {
-                "title": part.title.en,
-                "tables": [{"title": t.title_in("en"), "rows": t.records()} for t in part.tables],
-                "notes": list(part.notes),
-            }
-            for part in parts
-        },
-    }

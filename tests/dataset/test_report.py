@@ -96,8 +96,8 @@ def test_ten_examples_show_all_five_steps_by_name_in_both_languages(html: str) -
     assert html.count('<article class="example"') == 10
     for name in STEP_NAMES:
         phrase = wording()[f"texts.{name}"]
-        assert html.count(f"<dt>{phrase.zh} <span") >= 10
-        assert phrase.en in html
+        both = f'<span class="t" lang="zh-Hans">{phrase.zh}</span><span class="t" lang="en">{phrase.en}</span>'
+        assert html.count(f"<dt>{both}</dt>") >= 10
 
 
 def test_evidence_is_marked_in_the_question(folder, html: str) -> None:
@@ -220,7 +220,8 @@ def test_tokens_that_were_not_counted_are_not_called_free(folder) -> None:
 def test_the_english_report_reads_in_english(folder) -> None:
     html = dataset_report(folder, lang="en")
     assert "every item is accounted for" in visible(html)
-    assert re.search(r"<h1>A Chinese CBT question-answering dataset<span", html)
+    assert re.search(r'<h1>.*lang="en">A Chinese CBT question-answering dataset</span></h1>', html)
+    assert 'id="in-en" checked' in html
 
 
 def test_a_dataset_of_which_everything_was_rejected_still_has_a_report(tmp_path) -> None:
