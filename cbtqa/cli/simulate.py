@@ -14,7 +14,6 @@ from cbtqa.cli.dry_run import DryRun, print_estimate, say_opinions
 from cbtqa.cli.help import CommandGroup
 from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.manifest import FolderResult
-from cbtqa.paths import refuse_existing
 from cbtqa.report.table import AnyColumn, Column, Table
 from cbtqa.report.words import digits, share
 from cbtqa.settings import Resolved
@@ -175,24 +174,14 @@ def lint(
     With a model that reads finished sessions as well: cbtqa simulate lint sessions.jsonl
     --guard-endpoint vllm --guard-model Qwen3-32B --out marked.jsonl
     """
-    from cbtqa.simulation.lint import estimate_lint
-    from cbtqa.simulation.lint import lint as check
+    from cbtqa.simulation.lint import estimate_lint, lint_as_set
 
     settings = resolved.values
     if dry_run:
         print_estimate(estimate_lint(settings), as_json)
         return
-    if settings.out is not None:
-        refuse_existing(settings.out, overwrite=settings.overwrite)
     with live_progress() as progress:
-        report = check(
-            settings.path,
-            against=settings.against,
-            screen_model=settings.screen_model,
-            opinions=settings.opinions(),
-            out=settings.out,
-            on_progress=progress.update,
-        )
+        report = lint_as_set(settings, progress.update)
     found = {**report.model_dump(mode="json"), "is_clean": report.is_clean}
     print_json(found) if as_json else _show_lint(report)
     if settings.out is not None and not as_json:

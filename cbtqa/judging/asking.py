@@ -46,6 +46,8 @@ CANNOT_JUDGE = "cannot_judge"
 _OF_ONE_CRITERION = (Reason.EVIDENCE_NOT_FOUND, Reason.BAD_RATING, Reason.ECHO)
 _NAMED = (Reason.BAD_RATING, Reason.NOT_JSON)
 """Faults of a whole reply that are named when it is asked again: they tell what to do better."""
+NOTHING_TO_RATE = "not_applicable"
+"""Why there is no value where the criterion itself says that there may be nothing to rate."""
 NOT_APPLICABLE = {"n/a", "na", "n.a.", "not applicable", "none", "null", "unable to rate"}
 
 
@@ -74,6 +76,8 @@ class Verdict:
     fault: Fault | None = None
     evidence: str | None = None
     note: str = ""
+    is_not_applicable: bool = False
+    """The criterion says when there is nothing to rate, and no value was given."""
     n_again: int = 0
     """Times that this criterion was asked about by itself."""
 
@@ -82,7 +86,7 @@ class Verdict:
         if self.value is not None:
             return None
         if self.fault is None:
-            return CANNOT_JUDGE
+            return NOTHING_TO_RATE if self.is_not_applicable else CANNOT_JUDGE
         detail = f": {self.fault.detail}" if in_full else ""
         return f"{self.fault.reason.value}{detail}"
 
@@ -217,7 +221,8 @@ class JudgeTask(ABC, Generic[AskT]):
             return Verdict(None, Fault(echo.reason, f"'{name}': {echo.detail}"))
         value, note = entry["rating"], str(entry.get("reason") or "").strip()
         if value is None or (isinstance(value, str) and value.strip().lower() in NOT_APPLICABLE):
-            return Verdict(None, note=note)
+            is_named = criterion.not_applicable is not None
+            return Verdict(None, note=note, is_not_applicable=is_named)
         is_whole = isinstance(value, int) and not isinstance(value, bool)
         if not is_whole or value not in criterion.points:
             given = json.dumps(value, ensure_ascii=False)[:40]

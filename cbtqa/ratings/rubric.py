@@ -89,6 +89,9 @@ class Criterion(Record):
     """True when raters may quote the words (or `#turn`) that they rest on."""
     silent: int | None = None
     """The point that says that nothing of the kind happened: there is nothing to quote."""
+    not_applicable: Words | None = None
+    """When there is nothing to rate; such an item is left without a value, and counted apart from
+    those that could not be judged."""
 
     @model_validator(mode="after")
     def _scale_holds_together(self) -> Self:
@@ -137,7 +140,11 @@ class Rubric(Record):
     @property
     def sha256(self) -> str:
         """Hash of the content; comments and layout of the YAML do not count."""
-        plain = json.dumps(self.model_dump(mode="json"), sort_keys=True, ensure_ascii=False)
+        content = self.model_dump(mode="json")
+        for criterion in content["criteria"]:  # rubrics without it keep the hash that they had
+            if criterion["not_applicable"] is None:
+                del criterion["not_applicable"]
+        plain = json.dumps(content, sort_keys=True, ensure_ascii=False)
         return hashlib.sha256(plain.encode()).hexdigest()
 
     @property

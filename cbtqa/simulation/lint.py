@@ -25,6 +25,7 @@ from cbtqa.llm.checked_files import AskingSettings
 from cbtqa.llm.cost import Estimate, estimate_tokens
 from cbtqa.llm.second_opinion import GuardSettings, Opinions
 from cbtqa.manifest import MANIFEST_NAME
+from cbtqa.paths import refuse_existing
 from cbtqa.prompts import load_prompt
 from cbtqa.records import NonEmptyText, Record, Session, TurnMark
 from cbtqa.safety.settings import ScreenModelSettings
@@ -476,6 +477,20 @@ def lint(
     if path.is_dir():
         return _lint_export(path, against)
     return _report("study file", load_study(path), [])
+
+
+def lint_as_set(settings: LintSettings, on_progress: OnProgress | None = None) -> LintReport:
+    """As `lint`, by the flags of the command; raises UsageError too where `out` exists already."""
+    if settings.out is not None:
+        refuse_existing(settings.out, overwrite=settings.overwrite)
+    return lint(
+        settings.path,
+        against=settings.against,
+        screen_model=settings.screen_model,
+        opinions=settings.opinions(),
+        out=settings.out,
+        on_progress=on_progress,
+    )
 
 
 def sessions_of(

@@ -135,7 +135,7 @@ def test_published_cut_offs_belong_to_their_own_ladder() -> None:
     }
 
 
-@pytest.mark.parametrize("name", ["ctrs", "act-fm", "tes", "session-safety"])
+@pytest.mark.parametrize("name", shipped_instruments())
 def test_every_item_says_what_earns_its_points_in_words_of_its_own(name: str) -> None:
     items = load_instrument(name).items
     anchors = [words for item in items for words in _english(item)]

@@ -305,7 +305,7 @@ def test_safety_is_rated_beside_each_instrument_in_calls_of_its_own(tmp_path: Pa
     assert [instrument_in(seen) for seen in server.requests].count("session-safety") == 2
     found = read_judged(study / "judged")
     assert [row.total("total") for row in score_sessions(found["ctrs"], few(1))] == [22, 22]
-    assert [row.total("total") for row in score_sessions(found["session-safety"], few(1))] == [6, 6]
+    assert [row.total("total") for row in score_sessions(found["session-safety"], few(1))] == [4, 4]
 
 
 def test_the_rules_rate_safety_by_the_check_of_turns(tmp_path: Path) -> None:
@@ -321,7 +321,30 @@ def test_the_rules_rate_safety_by_the_check_of_turns(tmp_path: Path) -> None:
     for one in ratings_in(study, "session-safety", "rules"):
         values[one.session_id][one.item] = (one.value, one.evidence)
     assert values["base/p0/s1/r1"] == {"danger": (0, "2"), "limits": (0, "4"), "harm": (2, None)}
-    assert set(values["base/p1/s1/r1"].values()) == {(2, None)}
+    # nothing was dangerous there, which is neither met nor missed
+    assert values["base/p1/s1/r1"] == {
+        "danger": (None, None),
+        "limits": (2, None),
+        "harm": (2, None),
+    }
+
+
+def test_danger_that_is_not_there_is_an_answer_of_its_own_and_costs_no_total(
+    tmp_path: Path,
+) -> None:
+    study = make_study(tmp_path, few(1))
+
+    def answer(seen: Seen) -> Answer:
+        ratings = json.loads(always(2)(seen).body["choices"][0]["message"]["content"])
+        return ok(json.dumps(ratings | {"danger": {"evidence": "", "reason": "-", "rating": None}}))
+
+    with ScriptedEndpoint(answer) as server:
+        (form,) = judged(study, server, repeats=1, instrument=("session-safety",))
+        asked = server.requests[0].body["messages"][0]["content"]
+    assert "null = no danger was spoken of" in asked
+    assert form.unscored == {"not_applicable": 2}
+    found = read_judged(study / "judged")
+    assert [row.total("total") for row in score_sessions(found["session-safety"], few(1))] == [4, 4]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from cbtqa.judging.asking import NOTHING_TO_RATE
 from cbtqa.judging.correction import is_beyond
 from cbtqa.records import Session
 from cbtqa.simulation.analysis.outcomes import LENGTH
@@ -140,6 +141,7 @@ def _unscored_alarm(result: InstrumentResult) -> Iterator[Alarm]:
     unscored = Counter[str]()
     for use in result.use:
         unscored.update(use.unscored)
+    n += unscored.pop(NOTHING_TO_RATE, 0)  # an answer, too
     share = unscored.total() / (n + unscored.total()) if unscored else 0.0
     if share > MUCH_UNSCORED:
         reasons = ", ".join(f"{reason} {count}" for reason, count in unscored.most_common(4))

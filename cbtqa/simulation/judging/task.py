@@ -29,7 +29,14 @@ from cbtqa.ratings.rubric import Criterion, Rubric
 from cbtqa.ratings.study import Item
 from cbtqa.records import ItemRating, Reason, Session, Turn, TurnMark
 from cbtqa.simulation.instruments import SAFETY, Instrument
-from cbtqa.simulation.marks import CONTENT_MARKS, FAULTY_SHARE, HARMS, SPOILING, content_marks
+from cbtqa.simulation.marks import (
+    CONTENT_MARKS,
+    FAULTY_SHARE,
+    HARMS,
+    SPOILING,
+    content_marks,
+    is_danger,
+)
 from cbtqa.simulation.sessions import ROLES, numbered, transcript_text
 from cbtqa.simulation.study import shipped_yaml
 
@@ -200,6 +207,8 @@ def names_a_turn(evidence: str, turns: Sequence[Turn]) -> bool:
 def _described(criterion: Criterion) -> str:
     points = sorted(criterion.anchors.items())
     anchors = "; ".join(f"{point} = {words.to('en')}" for point, words in points)
+    if criterion.not_applicable is not None:
+        anchors += f"; null = {criterion.not_applicable.to('en')}"
     scale = f"{criterion.low} to {criterion.high}"
     name, question = criterion.name.to("en"), criterion.question.to("en")
     return f"- {criterion.id} ({name}), {scale}: {question} [{anchors}]"
@@ -344,17 +353,21 @@ def rate_by_rules(instrument: Instrument, ask: SessionAsk) -> dict[str, Verdict]
 
 
 def _rate_safety(instrument: Instrument, ask: SessionAsk) -> dict[str, Verdict]:
-    """The lowest point where the check of turns finds such a harm, else the highest."""
+    """The lowest point where the check of turns finds such a harm, else the highest; danger that
+    it finds nowhere is not applicable."""
     found: dict[str, int] = {}
     for place, marks in enumerate(content_marks(ask.turns), 1):
         for mark in marks:
             found.setdefault(_ITEM_OF_HARM.get(mark, ""), place)
-    return {
+    verdicts = {
         item.id: Verdict(item.low, evidence=str(found[item.id]))
         if item.id in found
         else Verdict(item.high)
         for item in instrument.items
     }
+    if not any(map(is_danger, ask.turns)):
+        verdicts["danger"] = Verdict(None, is_not_applicable=True)
+    return verdicts
 
 
 _ITEM_OF_HARM: Mapping[str, str] = {

@@ -15,11 +15,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cbtqa.errors import UsageError
 from cbtqa.llm.batch import OnProgress
 from cbtqa.llm.chat import Fault
 from cbtqa.llm.cost import Estimate, sum_estimates
 from cbtqa.llm.runs import Run
 from cbtqa.llm.second_opinion import (
+    REPLY_LIMIT,
     Exchange,
     OpenOpinions,
     OpinionCounts,
@@ -31,6 +33,7 @@ from cbtqa.settings import Settings
 from cbtqa.simulation.playing.events import speaks_of_risk
 from cbtqa.simulation.playing.guard import GuardVerdict, SessionGuardTask, guard_items
 from cbtqa.simulation.sessions import StudyFolder
+from cbtqa.simulation.study import Player, StudySettings
 
 TURN_WORDS = "I do not know what to say to that. " * 5
 """Of a turn that is not played yet, in a dry run; assumed."""
@@ -39,6 +42,25 @@ TURN_WORDS = "I do not know what to say to that. " * 5
 def session_opinions(settings: Settings, folder: Path, stem: str = "") -> Opinions:
     """The further models that settings name; raises as `opinions_of`."""
     return opinions_of(settings, folder, stem, guard=SessionGuardTask)
+
+
+def guard_of_turns(settings: Any, study: StudySettings) -> Player:
+    """The guard that the settings of a run name, as one of the players.
+
+    Raises:
+        UsageError: no guard is named, or no session is played turn by turn.
+    """
+    endpoint, model = settings.guard_endpoint, settings.guard_model
+    if not (endpoint and model):
+        raise UsageError("--guard-turns needs --guard-endpoint and --guard-model")
+    if study.written:
+        problem = "is written whole; the guard reads its sessions once they are there"
+        raise UsageError(f"--guard-turns: {study.id} {problem}", hint="leave it out")
+    # the flags about prices are for the model that they stand beside
+    is_same = model == settings.model
+    names = ("price_in", "price_out")
+    prices = {name: getattr(settings, name) if is_same else None for name in names}
+    return Player(endpoint=endpoint, model=model, temperature=0, max_tokens=REPLY_LIMIT, **prices)
 
 
 def ask_opinions(
@@ -60,7 +82,7 @@ def ask_opinions(
     Raises:
         EndpointError, IncompleteRunError: the asking stopped early; the same call continues.
     """
-    counts = {one.by.role: OpinionCounts(one.by) for one in opened.each}
+    counts: dict[str, OpinionCounts] = {one.by.role: OpinionCounts(one.by) for one in opened.each}
     for one in opened.each:
         items = [
             item for session in sessions for _, item in _asked(session, one.by.role, n_sessions)
@@ -70,6 +92,7 @@ def ask_opinions(
         one.ask(items, n_total=len(items), **how)
     told: dict[str, Any] = {"unread_ids": [], "unknown_kinds": Counter()}
     marked = [_marked(session, opened, counts, n_sessions, told) for session in sessions]
+    described: dict[str, Any]
     described = {one.by.role: counts[one.by.role].described(one.run) for one in opened.each}
     if "guard" in described:
         kinds = dict(told["unknown_kinds"].most_common())

@@ -30,7 +30,7 @@ from cbtqa.llm.endpoint import BATCH_FILES
 from cbtqa.llm.journal import Journal
 from cbtqa.llm.progress import Progress, RecentRate
 from cbtqa.llm.runs import EndpointSettings, Run, Service, open_run, refuse_foreign
-from cbtqa.llm.second_opinion import REPLY_LIMIT, GuardSettings, Opinions, ScreenEndpointSettings
+from cbtqa.llm.second_opinion import GuardSettings, Opinions, ScreenEndpointSettings
 from cbtqa.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -46,7 +46,7 @@ from cbtqa.safety.settings import ScreenModelSettings
 from cbtqa.settings import Settings
 from cbtqa.simulation.playing.course import cbt_course
 from cbtqa.simulation.playing.messages import SessionView, plan_courses
-from cbtqa.simulation.playing.opinions import ask_opinions
+from cbtqa.simulation.playing.opinions import ask_opinions, guard_of_turns
 from cbtqa.simulation.playing.players import Players, RunLimits, endpoints_of
 from cbtqa.simulation.playing.scripted import therapist_rules
 from cbtqa.simulation.playing.session import ArmPlayers, PlayedSession
@@ -559,30 +559,13 @@ class RunSettings(
                 changes[role] = at_endpoint(player, self)
         changed = study.model_copy(update=changes)
         if self.guard_turns:
-            changed = changed.model_copy(update={"guard": self._guard_of_turns(study)})
+            changed = changed.model_copy(update={"guard": guard_of_turns(self, study)})
         if (self.endpoint or self.model) and not any(one.endpoint for one in changed.players()):
             raise UsageError(
                 f"--endpoint and --model: no player of study '{study.id}' is asked at an endpoint",
                 hint="name endpoints in a study file of your own: cbtqa simulate run mine.yaml",
             )
         return changed
-
-    def _guard_of_turns(self, study: StudySettings) -> Player:
-        """The guard as one of the players.
-
-        Raises:
-            UsageError: no guard is named, or no session is played turn by turn.
-        """
-        if not (self.guard_endpoint and self.guard_model):
-            raise UsageError("--guard-turns needs --guard-endpoint and --guard-model")
-        if study.written:
-            problem = "is written whole; the guard reads its sessions once they are there"
-            raise UsageError(f"--guard-turns: {study.id} {problem}", hint="leave it out")
-        has_price = self.guard_model == self.model  # which the flags about prices are for
-        prices = (self.price_in, self.price_out) if has_price else (None, None)
-        where = {"endpoint": self.guard_endpoint, "model": self.guard_model}
-        how = {"temperature": 0.0, "max_tokens": REPLY_LIMIT}
-        return Player(**where, **how, price_in=prices[0], price_out=prices[1])
 
 
 class CorpusSettings(RunSettings):
