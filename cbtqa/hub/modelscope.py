@@ -30,8 +30,8 @@ from cbtqa.errors import (
     RateLimitError,
     require,
 )
-from cbtqa.hub.client import AGAIN, Account, NameTakenError, RemoteFile, RepoState, patiently
-from cbtqa.hub.plan import PlannedFile, PublishRefusedError, RepoKind
+from cbtqa.hub.client import AGAIN, Account, NameTakenError, RemoteFile, RepoState
+from cbtqa.hub.plan import CARD_PATH, PlannedFile, PublishRefusedError, RepoKind
 from cbtqa.hub.settings import Gate
 from cbtqa.secrets import remember
 
@@ -74,12 +74,14 @@ class ModelScopeHub:
     def __init__(
         self, token: str, repo_id: str, kind: RepoKind, *, endpoint: str | None = None
     ) -> None:
-        HubApi = require("modelscope_hub", "modelscope").HubApi  # noqa: N806 - a class
+        library = require("modelscope_hub", "modelscope")
+        config = require("modelscope_hub.config", "modelscope").HubConfig(endpoint=endpoint)
         self.repo_id, self.kind = repo_id, kind
         logging.getLogger("modelscope_hub").setLevel(logging.ERROR)
         remember(token)
-        self._api: Any = HubApi(token=token, endpoint=endpoint)
-        self._endpoint = str(self._api.legacy.endpoint)
+        self._endpoint = str(config.endpoint)
+        # an endpoint that is given is the only one: without it, reads may go to the sister site
+        self._api: Any = library.HubApi(token=token, endpoint=self._endpoint)
         self._refs: dict[str, str] = {}
         """The branch or tag whose listing has this hash."""
 
@@ -198,7 +200,7 @@ class ModelScopeHub:
 
     def _sent(self, file: PlannedFile) -> dict[str, Any]:
         """A file as an action of the commit; a large one's bytes are sent first."""
-        if file.n_bytes <= INLINE_BYTES:
+        if file.n_bytes <= INLINE_BYTES or file.path == CARD_PATH:  # the site reads the card
             content = base64.b64encode(file.source.read_bytes()).decode()
             inline = {"type": "normal", "content": content, "encoding": "base64"}
             return _action("create", file.path, size=file.n_bytes, **inline)
@@ -218,12 +220,10 @@ class ModelScopeHub:
             "tagging", self._api.create_repo_tag, self.repo_id, self.kind, name, revision=ref
         )
 
-    def _asked(self, what: str, call: Any, *given: Any, **named: Any) -> Any:
-        def asked() -> Any:
-            with _reporting_failures(what):
-                return call(*given, **named)
-
-        return patiently(what, asked)
+    @staticmethod
+    def _asked(what: str, call: Any, *given: Any, **named: Any) -> Any:
+        with _reporting_failures(what):  # the client itself asks again, three times
+            return call(*given, **named)
 
 
 def _action(action: str, path: str, **more: Any) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def test_a_dataset_goes_to_a_private_gated_repository_in_one_commit_and_is_tagge
     assert repo.messages == ["Publish with cbtqa (dataset)"]
     assert repo.tags == {"v1": repo.files} and done.tag == "v1"
     assert done.url == f"{site.url}/datasets/{REPO}"
-    assert not TOKEN.isspace() and masked(f"Bearer {TOKEN}") == "Bearer [key]"
+    assert masked(f"Bearer {TOKEN}") == "Bearer [key]"
 
 
 def test_a_second_run_sends_nothing_and_a_changed_one_gets_the_next_tag(
@@ -76,17 +76,15 @@ def test_a_second_run_sends_nothing_and_a_changed_one_gets_the_next_tag(
     assert_complete(repo, prepared(run))
 
 
-def test_weights_go_as_blobs_and_the_card_speaks_modelscopes_keys(
+def test_an_adapter_goes_with_a_card_in_modelscopes_keys(
     adapter: Path, site: StandInModelScope
 ) -> None:
-    weights = adapter / "adapter_model.safetensors"
     settings = ModelSettings(run=adapter, to="lab/cbt-adapter", site="modelscope", gate="none")
     ready = prepare_model(settings)
     publish(ready)
     repo = site.repos["model", "lab/cbt-adapter"]
     assert_complete(repo, ready)
-    is_large = weights.stat().st_size > 64 * 1024
-    assert (weights.name in repo.large) == is_large and not repo.is_gated
+    assert not repo.is_gated
     front, body = split_card(repo.files["README.md"].decode())
     assert front["tasks"] == ["text-generation"] and front["frameworks"] == ["Pytorch"]
     assert front["base_model"] and not [key for key in front if key.startswith("extra_gated")]
@@ -94,15 +92,21 @@ def test_weights_go_as_blobs_and_the_card_speaks_modelscopes_keys(
     assert "modelscope.cn/models/lab/cbt-adapter" in body
 
 
-def test_large_files_go_as_blobs_once(run: Path, site: StandInModelScope) -> None:
-    notes = run.with_name("notes.md")
-    notes.write_text("来源与说明。\n" * 9000, encoding="utf-8")
-    published(run, notes=notes)
-    assert "README.md" in site.repos["dataset", REPO].large
-    n = len([path for method, path in site.requests if method == "PUT"])
+def test_large_files_go_as_blobs_once_and_the_card_never(
+    run: Path, site: StandInModelScope, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cbtqa.hub.modelscope.INLINE_BYTES", 1000)
+    ready = prepared(run)
+    publish(ready)
+    repo = site.repos["dataset", REPO]
+    large = {file.path for file in ready.plan.files if file.n_bytes > 1000} - {"README.md"}
+    assert repo.large == large and len([one for one in large if one.endswith(".parquet")]) > 1
+    n_sent = len([path for method, path in site.requests if method == "PUT"])
+    assert n_sent == len(large)
     site.repos.clear()
-    published(run, notes=notes)
-    assert len([path for method, path in site.requests if method == "PUT"]) == n
+    publish(ready)
+    assert len([path for method, path in site.requests if method == "PUT"]) == n_sent
+    assert_complete(site.repos["dataset", REPO], ready)
 
 
 def test_the_refusals_are_the_hubs(run: Path, site: StandInModelScope) -> None:
