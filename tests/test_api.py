@@ -175,7 +175,7 @@ def test_lists_of_references_are_several_to_each_prediction() -> None:
 
 def test_an_experiment_and_its_report_are_functions_beside_their_rooms(tmp_path: Path) -> None:
     import cbtqa.report.table  # binds the room over the function
-    import cbtqa.reproduce.pipeline  # noqa: F401
+    import cbtqa.reproduce.pipeline
 
     done = cbtqa.reproduce("cbt-llm", only=["build"], smoke=True, out=tmp_path / "run")
     assert [(one.stage, one.state) for one in done.stages] == [("build", "done")]

@@ -49,7 +49,7 @@ VERBS = {
     "judge": "Rate answers 0-2 with a language model, never without its agreement.",
     "simulate": "Play, export, check and judge simulated English therapy sessions.",
     "rate": "Have people rate answers blindly: sheets, a web form, agreement.",
-    "publish": "Publish a dataset or model to the Hugging Face Hub: scanned, private, gated.",
+    "publish": "Publish a dataset or model to the Hub or ModelScope: scanned, private, gated.",
     "join": "Put question text back into a text-free dataset, from your own file.",
     "hub-preview": "Show on a local page what publishing would put on the Hub.",
     "doctor": "Check this machine, a file, a server or settings before the work begins.",

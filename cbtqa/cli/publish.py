@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 app = CommandGroup(
     name="publish",
-    help="Publish to the Hugging Face Hub: scanned, private, gated; public only when you say so.",
+    help="Publish to the Hugging Face Hub or ModelScope: scanned, private, gated.",
 )
 DryRun = Annotated[
     bool,
@@ -128,7 +128,9 @@ def _finish(prepared: Prepared, dry_run: bool, as_json: bool) -> None:
     title = "Published, private" if done.is_private else "Published, public"
     found = {**plan.summary(), **done.to_dict(), "sent": True}
     give(as_json, found, Table(["", ""], rows, title))
-    if done.is_private:
+    if prepared.settings.site == "modelscope":
+        say(f"to make it public: on the settings page of {done.url}")
+    elif done.is_private:
         say(f"to make it public: cbtqa publish release {plan.repo_id}")
 
 

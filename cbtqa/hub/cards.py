@@ -74,6 +74,8 @@ def render_dataset_card(facts: CardFacts) -> str:
     material = Material(facts.settings.run, facts.manifest, facts.statistics, names, "zh")
     values = {**_values(facts, material), **_tables(facts, material)}
     front = check_front(DatasetFront, dataset_front_matter(facts, material))
+    if facts.settings.site == "modelscope":
+        front = _for_modelscope(front)
     return _card("dataset", front, values)
 
 
@@ -104,12 +106,30 @@ def dataset_front_matter(facts: CardFacts, material: Material) -> dict[str, Any]
     }
 
 
+def _for_modelscope(front: dict[str, Any]) -> dict[str, Any]:
+    """Without the Hub's access form, which ModelScope does not know: its own asks for a reason.
+
+    Source: ModelScope's page on model cards (license, language, tasks, frameworks, base_model,
+    datasets, tags), looked up 2026-12-02; `datasets` reads `configs` there as on the Hub.
+    """
+    return {key: value for key, value in front.items() if not key.startswith("extra_gated_")}
+
+
 def _published_values(settings: PublishSettings, kind: str) -> dict[str, Any]:
+    name, page = settings.to.rpartition("/")[2], f"https://huggingface.co/{kind}{settings.to}"
+    is_modelscope = settings.site == "modelscope"
+    if is_modelscope:
+        page = f"https://modelscope.cn/{kind or 'models/'}{settings.to}"
+    of_kind = "--dataset" if kind else "--model"
     return {
-        "repo_id": settings.to,
+        # a folder, where the libraries in the examples would look on the Hub
+        "repo_id": f"./{name}" if is_modelscope else settings.to,
+        "download": f"modelscope download {of_kind} {settings.to} --local_dir {name}"
+        if is_modelscope
+        else "",
         "gate": settings.gate,
         "contact": settings.contact,
-        "discussions": f"https://huggingface.co/{kind}{settings.to}/discussions",
+        "discussions": page if is_modelscope else f"{page}/discussions",
         "notes": read_notes(settings.notes),
     }
 
@@ -202,6 +222,8 @@ class ModelFacts:
 
 def render_model_card(facts: ModelFacts) -> str:
     front = check_front(ModelFront, model_front_matter(facts))
+    if facts.settings.site == "modelscope":
+        front = {**_for_modelscope(front), "tasks": ["text-generation"], "frameworks": ["Pytorch"]}
     return _card("model", front, _model_values(facts))
 
 

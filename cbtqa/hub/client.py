@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import cbtqa
 from cbtqa.errors import (
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class RepoState:
     is_private: bool
-    gate: Gate
+    gate: Gate | None
+    """None when it is not told."""
     head: str
     """Commit of the branch `main`."""
 
@@ -106,6 +107,10 @@ def download_dataset(repo_id: str, revision: str | None, patterns: Sequence[str]
 
 class Hub:
     """One repository, reached with one token; `endpoint` names a mirror or a private Hub."""
+
+    title: ClassVar[str] = "the Hub"
+    own_files: ClassVar[frozenset[str]] = frozenset({".gitattributes"})
+    """Files that the Hub itself puts into a new repository."""
 
     def __init__(
         self, token: str, repo_id: str, kind: RepoKind, *, endpoint: str | None = None
@@ -193,8 +198,12 @@ class Hub:
 
         return patiently(f"reading {path} back", got)
 
-    def create_private(self) -> None:
-        """Creates the repository, visible to its owner alone; NameTakenError when there is one."""
+    def create_private(self, gate: Gate) -> None:
+        """Creates the repository, visible to its owner alone; NameTakenError when there is one.
+
+        Args:
+            gate: set afterwards here, and at once where a site has no other moment for it.
+        """
         create = self._api.create_repo
         patiently("creating the repository", create, **self._where, private=True, exist_ok=False)
 

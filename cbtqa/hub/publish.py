@@ -19,6 +19,7 @@ from cbtqa.hub.cards import load_gate, split_card
 from cbtqa.hub.client import Hub, find_token, show_progress
 from cbtqa.hub.dataset import check_dataset, guard_answers, plan_dataset
 from cbtqa.hub.model import plan_model
+from cbtqa.hub.modelscope import ModelScopeHub, find_modelscope_token
 from cbtqa.hub.plan import STAGING, PlannedFile, PublishPlan
 from cbtqa.hub.scan import Finding, refuse_findings, scan_plan
 from cbtqa.hub.settings import (
@@ -97,15 +98,21 @@ def publish(
     """Uploads what was prepared, privately; see `upload.upload` for its errors.
 
     Args:
-        endpoint: of a mirror or a private Hub; HF_ENDPOINT or the public Hub by default.
+        endpoint: of a mirror or a private Hub; HF_ENDPOINT (MODELSCOPE_ENDPOINT) or the public
+            site by default.
         with_bars: let the Hub's library draw progress bars on stderr.
     """
     refuse_findings(prepared.findings)
     settings = prepared.settings
     if settings.to == NO_REPOSITORY:
         raise UsageError("no repository named", hint="add --to OWNER/NAME, or --dry-run")
-    hub = Hub(find_token(), settings.to, prepared.plan.kind, endpoint=endpoint)
-    show_progress(with_bars)
+    hub: Hub | ModelScopeHub
+    if settings.site == "modelscope":
+        token = find_modelscope_token()
+        hub = ModelScopeHub(token, settings.to, prepared.plan.kind, endpoint=endpoint)
+    else:
+        hub = Hub(find_token(), settings.to, prepared.plan.kind, endpoint=endpoint)
+        show_progress(with_bars)
     return upload(
         prepared.plan,
         hub,

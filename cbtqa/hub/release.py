@@ -19,7 +19,7 @@ from cbtqa.hub.plan import (
     RepoKind,
 )
 from cbtqa.hub.scan import Watch, places_of, refuse_findings, scan_file
-from cbtqa.hub.upload import OF_THE_HUB, require_write
+from cbtqa.hub.upload import require_write
 
 KINDS: tuple[RepoKind, ...] = ("dataset", "model")
 
@@ -112,7 +112,7 @@ def _refuse_strangers(hub: Hub, head: str, provenance: dict[str, Any]) -> None:
     """Refuses files that no publication of ours put there, and a card that does not pass."""
     known = {entry["path"]: entry["sha256"] for entry in provenance.get("files", ())}
     for path, file in hub.files(head).items():
-        if path in (CARD_PATH, PROVENANCE_PATH) or path in OF_THE_HUB:
+        if path in (CARD_PATH, PROVENANCE_PATH) or path in hub.own_files:
             continue
         sha256 = file.sha256 or hashlib.sha256(hub.read(path, head)).hexdigest()
         if known.get(path) != sha256:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from cbtqa.errors import DataError
 from cbtqa.files import open_text, read_json, shipped_yaml
 from cbtqa.hub.client import saved_token
+from cbtqa.hub.modelscope import saved_modelscope_token
 from cbtqa.hub.plan import (
     CARD_PATH,
     CROISSANT_PATH,
@@ -342,6 +343,8 @@ def watch_for(settings: PublishSettings, index: SourceIndex) -> Watch:
         for name, value in os.environ.items()
         if _SECRET_NAME.search(name.upper()) and len(value) >= SHORTEST_SECRET
     ]
-    if token := saved_token():
-        secrets.append(token)
+    tokens = [saved_token()]
+    if settings.site == "modelscope":
+        tokens.append(saved_modelscope_token())
+    secrets += [token for token in tokens if token]
     return Watch(index, names, secrets, places_of(settings.run))

@@ -14,6 +14,7 @@ from cbtqa.llm.second_opinion import GuardSettings
 from cbtqa.settings import Settings
 
 Gate = Literal["manual", "auto", "none"]
+Site = Literal["hub", "modelscope"]
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
 
@@ -33,6 +34,8 @@ class RepositorySettings(Settings):
     """Where it goes, and who may read it."""
 
     panel: ClassVar[str] = "Repository"
+    site: Site = "hub"
+    """Where: hub (the Hugging Face Hub) or modelscope (needs the extra of that name)."""
     gate: Gate = "manual"
     """Who may read once it is public: manual (you approve each person), auto (who fills in the
     form), none."""
@@ -75,7 +78,13 @@ class PublishSettings(RepositorySettings, CardSettings, CheckSettings):
     run: Path
     """Folder of the finished run."""
     to: RepoId = NO_REPOSITORY
-    """Repository on the Hub: owner/name. Only a dry run goes without."""
+    """Repository on the Hub, or on --site: owner/name. Only a dry run goes without."""
+
+    @model_validator(mode="after")
+    def _site_has_the_gate(self) -> PublishSettings:
+        if self.site == "modelscope" and self.gate == "auto":
+            raise ValueError("ModelScope has no --gate auto: take manual or none")
+        return self
 
     @field_validator("tag")
     @classmethod

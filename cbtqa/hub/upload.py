@@ -26,12 +26,11 @@ from cbtqa.hub.client import (
     RepoState,
     wait_or_raise,
 )
+from cbtqa.hub.modelscope import ModelScopeHub
 from cbtqa.hub.plan import PROVENANCE_PATH, STAGING, PlannedFile, PublishPlan, PublishRefusedError
 from cbtqa.manifest import now, read_manifest, write_manifest
 from cbtqa.records import Tabular
 
-OF_THE_HUB = frozenset({".gitattributes"})
-"""Files that the Hub itself puts into a new repository."""
 RECORD_NAME = "record.json"
 OnStage = Callable[[str], None]
 
@@ -55,7 +54,7 @@ class Uploaded(Tabular):
 
 def upload(
     plan: PublishPlan,
-    hub: Hub,
+    hub: Hub | ModelScopeHub,
     *,
     run: Path,
     tag: str | None = None,
@@ -73,7 +72,7 @@ def upload(
     require_write(hub.account(), plan.repo_id)
     on_stage("looking at the repository")
     state = _opened(plan, hub, allow_public, on_stage)
-    if state.gate != plan.gate:
+    if state.gate not in (None, plan.gate):
         on_stage("setting the gate")
         hub.set_gate(plan.gate)
     _record_acknowledgements(run, plan)
@@ -117,14 +116,16 @@ def require_write(account: Account, repo_id: str) -> None:
         )
 
 
-def _opened(plan: PublishPlan, hub: Hub, allow_public: bool, on_stage: OnStage) -> RepoState:
+def _opened(
+    plan: PublishPlan, hub: Hub | ModelScopeHub, allow_public: bool, on_stage: OnStage
+) -> RepoState:
     """A repository that may be written to: private, and empty or ours."""
     state = hub.state()
     if state is None:
         on_stage("creating it, private")
         state = _created(plan, hub)
     _refuse_public(hub, state, allow_public)
-    present = set(hub.files(state.head)) - OF_THE_HUB if state.head else set()
+    present = set(hub.files(state.head)) - hub.own_files if state.head else set()
     if present and PROVENANCE_PATH not in present:
         raise PublishRefusedError(
             f"the name {plan.repo_id} is taken: the repository holds files that cbtqa did not "
@@ -134,12 +135,12 @@ def _opened(plan: PublishPlan, hub: Hub, allow_public: bool, on_stage: OnStage) 
     return state
 
 
-def _created(plan: PublishPlan, hub: Hub) -> RepoState:
+def _created(plan: PublishPlan, hub: Hub | ModelScopeHub) -> RepoState:
     """The new repository as the Hub shows it: asked again, not believed, since an organisation's
     rules, a second publisher or a lost answer may have made it otherwise."""
     conflict: NameTakenError | None = None
     try:
-        hub.create_private()
+        hub.create_private(plan.gate)
     except NameTakenError as error:
         conflict = error
     state = hub.state()
@@ -151,7 +152,7 @@ def _created(plan: PublishPlan, hub: Hub) -> RepoState:
     return state
 
 
-def _refuse_public(hub: Hub, state: RepoState, allow_public: bool) -> None:
+def _refuse_public(hub: Hub | ModelScopeHub, state: RepoState, allow_public: bool) -> None:
     if not state.is_private and not allow_public:
         raise PublishRefusedError(
             f"{hub.url} is public: everything sent there can be read at once",
@@ -160,7 +161,11 @@ def _refuse_public(hub: Hub, state: RepoState, allow_public: bool) -> None:
 
 
 def _sent(
-    plan: PublishPlan, hub: Hub, state: RepoState, allow_public: bool, on_stage: OnStage
+    plan: PublishPlan,
+    hub: Hub | ModelScopeHub,
+    state: RepoState,
+    allow_public: bool,
+    on_stage: OnStage,
 ) -> tuple[str, int, int]:
     """The commit that holds the plan; files that are there already are not sent again."""
     planned = {file.path for file in plan.files}
@@ -169,7 +174,7 @@ def _sent(
         attempt += 1
         remote = hub.files(state.head) if state.head else {}
         changed = [file for file in plan.files if not _is_same(file, remote.get(file.path))]
-        removed = sorted(set(remote) - planned - OF_THE_HUB)
+        removed = sorted(set(remote) - planned - hub.own_files)
         if not changed and not removed:
             return state.head, n_sent, n_removed
         n_sent, n_removed = len(changed), len(removed)
@@ -199,7 +204,7 @@ def _is_same(file: PlannedFile, remote: RemoteFile | None) -> bool:
     return remote.git_sha1 == blob.hexdigest()
 
 
-def _tagged(hub: Hub, commit: str, wanted: str | None) -> str:
+def _tagged(hub: Hub | ModelScopeHub, commit: str, wanted: str | None) -> str:
     """The name of the version: the one wanted, the one the commit has, or the next number."""
     tags = hub.tags()
     if wanted is not None:
@@ -218,7 +223,7 @@ def _tagged(hub: Hub, commit: str, wanted: str | None) -> str:
     return name
 
 
-def _compare(plan: PublishPlan, hub: Hub, commit: str) -> None:
+def _compare(plan: PublishPlan, hub: Hub | ModelScopeHub, commit: str) -> None:
     """Compares every file with the Hub's: small ones byte for byte, large ones by SHA-256."""
     remote = hub.files(commit)
     for file in plan.files:
@@ -227,7 +232,7 @@ def _compare(plan: PublishPlan, hub: Hub, commit: str) -> None:
         if same and found is not None and found.sha256 is None:
             same = hub.read(file.path, commit) == file.source.read_bytes()
         if not same:
-            message = f"{file.path} on the Hub is not what was scanned and sent"
+            message = f"{file.path} on {hub.title} is not what was scanned and sent"
             raise BadResponseError(message, hint=AGAIN)
 
 

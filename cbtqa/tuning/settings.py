@@ -159,7 +159,7 @@ class EvaluationSettings(Settings):
     log_steps: int = Field(10, ge=1)
     """A log line each N steps."""
     tracker: tuple[str, ...] = ()
-    """Also log to tensorboard or wandb, where installed. May be repeated."""
+    """Also log to tensorboard, trackio or wandb, where installed. May be repeated."""
 
 
 class OutputSettings(Settings):

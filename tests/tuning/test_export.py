@@ -143,3 +143,53 @@ def test_no_data_and_no_dataset_are_told(tmp_path: Path) -> None:
         resolve(ExportSettings, flags={"data": tmp_path}, environ={})
     with pytest.raises(DataError, match="is no dataset"):
         _export(tmp_path, "trl", tmp_path / "out")
+
+
+# --- by the programs themselves -------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mode", ["answer", "steps"])
+def test_llama_factory_loads_every_split_with_its_own_loader(
+    tmp_path: Path, dataset: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISABLE_VERSION_CHECK", "1")  # of libraries that only training needs
+    reason = "needs llamafactory: scripts/bench/doors.py"
+    loader = pytest.importorskip("llamafactory.data.loader", reason=reason, exc_type=ImportError)
+    from llamafactory.hparams import DataArguments, ModelArguments
+    from transformers import TrainingArguments
+
+    out = tmp_path / "out"
+    counts = _export(dataset, "llama-factory", out, mode=mode).manifest.counts["splits"]
+    arguments = DataArguments(dataset_dir=str(out), template="qwen")
+    model = ModelArguments("none", cache_dir=str(tmp_path / "cache"))
+    training = TrainingArguments(str(tmp_path / "run"), use_cpu=True)
+    for split, n in counts.items():
+        (found,) = loader.get_dataset_list([f"cbtqa_{split}"], str(out))
+        rows = loader._load_single_dataset(found, model, arguments, training)
+        assert rows.num_rows == n
+        for row, written in zip(rows, _lines(out / f"{split}.jsonl"), strict=True):
+            assert row["_prompt"] == [{"role": "user", "content": written["instruction"]}]
+            assert row["_response"] == [{"role": "assistant", "content": written["output"]}]
+            assert row["_system"] == written["system"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ms_swift_loads_every_row_with_its_own_loader(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MODELSCOPE_CACHE", "HF_DATASETS_CACHE"):
+        monkeypatch.setenv(name, str(tmp_path / "cache"))
+    reason = "needs ms-swift: scripts/bench/doors.py"
+    swift = pytest.importorskip("swift.dataset", reason=reason, exc_type=ImportError)
+    out = tmp_path / "out"
+    counts = _export(dataset, "ms-swift", out).manifest.counts["splits"]
+    for split, n in counts.items():
+        rows, rest = swift.load_dataset(str(out / f"{split}.jsonl"), strict=True)
+        assert rows.num_rows == n and rest is None
+        expected = [row["messages"] for row in _lines(out / f"{split}.jsonl")]
+        read = [
+            [{"role": turn["role"], "content": turn["content"]} for turn in row["messages"]]
+            for row in rows
+        ]
+        assert read == expected

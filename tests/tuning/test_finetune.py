@@ -449,3 +449,32 @@ def test_a_token_without_a_row_in_the_embedding_is_refused_before_training(
     )
     with pytest.raises(ConfigError, match=f"'{word}' the number .* {n_rows:,} rows"):
         dry_run(resolved) if is_dry else finetune(resolved)
+
+
+def test_a_run_logs_to_trackio_on_this_machine(
+    bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("trackio", reason="needs trackio: cbtqa[doors]")
+    # the folder is read at import
+    from trackio import sqlite_storage, utils
+
+    place = tmp_path / "trackio"
+    for module in (sqlite_storage, utils):
+        monkeypatch.setattr(module, "TRACKIO_DIR", place)
+    _run(bench, tmp_path / "tracked", tracker=("trackio",), max_steps=4)
+    logged = sqlite_storage.SQLiteStorage.get_logs("cbtqa", "tracked")
+    losses = [row["train/loss"] for row in logged if "train/loss" in row]
+    curve = [row for _, row in read_rows(tmp_path / "tracked" / "log.jsonl") if "loss" in row]
+    assert losses and len(losses) == len(curve)
+    assert losses == pytest.approx([row["loss"] for row in curve])
+
+
+def test_a_tracker_that_is_not_there_is_named_with_its_install_line(
+    bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="trackio is not installed: pip install trackio"):
+        _run(bench, tmp_path / "t", tracker=("trackio",))
+    with pytest.raises(ConfigError, match="no tracker 'mlflow': tensorboard, trackio, wandb"):
+        _run(bench, tmp_path / "t", tracker=("mlflow",))
+    assert not (tmp_path / "t").exists()

@@ -195,7 +195,7 @@ def resolve_for_run(resolved: Resolved[FinetuneSettings]) -> Resolved[FinetuneSe
     return merged
 
 
-_INSTALL = {"tensorboard": "pip install tensorboard", "wandb": "pip install wandb"}
+_INSTALL = {name: f"pip install {name}" for name in ("tensorboard", "trackio", "wandb")}
 
 
 def check_settings(resolved: Resolved[FinetuneSettings], n_processes: int = 1) -> None:
@@ -223,6 +223,6 @@ def _problems(settings: FinetuneSettings, n_processes: int) -> Iterator[tuple[st
         yield "loss_on", "is for sft; for orpo: --orpo-nll"
     for name in settings.tracker:
         if name not in _INSTALL:
-            yield "tracker", f"no tracker '{name}': {' or '.join(_INSTALL)}"
+            yield "tracker", f"no tracker '{name}': {', '.join(_INSTALL)}"
         elif importlib.util.find_spec(name) is None:
             yield "tracker", f"{name} is not installed: {_INSTALL[name]}"

@@ -47,6 +47,8 @@ from cbtqa.tuning.weights.files import write_base_record
 CHECKPOINTS = "checkpoints"
 BYTES_PER_WEIGHT = 12
 """A checkpoint's: the adapter and two moments of AdamW, 4 bytes each."""
+PROJECT = "cbtqa"
+"""Under which trackio keeps the runs."""
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_8bit"}
 
 
@@ -157,6 +159,9 @@ def training_arguments(sets: TrainingSets, precision: ComputeType) -> TrainingAr
         data_seed=settings.seed,
         report_to=list(settings.tracker),
         run_name=settings.out.name,
+        project=PROJECT,
+        trackio_space_id=None,  # on this machine: nothing goes to a Space on the Hub
+        trackio_static_space_id=False,
         disable_tqdm=True,
         remove_unused_columns=False,
         label_names=[],
