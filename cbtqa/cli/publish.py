@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 app = CommandGroup(
     name="publish",
-    help="Publish to the Hugging Face Hub: scanned, private, gated; public only when you say so.",
+    help="Publish to the Hugging Face Hub: scanned, private, gated; public only on your explicit release.",
 )
 DryRun = Annotated[
     bool,
