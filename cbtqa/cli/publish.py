@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 app = CommandGroup(
     name="publish",
-    help="Publish to the Hugging Face Hub: scanned, private, gated; public only by `publish release`.",
+    help="Publish to the Hugging Face Hub: scanned, private and gated until `publish release`.",
 )
 DryRun = Annotated[
     bool,
