@@ -22,7 +22,7 @@ from cbtqa.errors import CbtqaError
 from cbtqa.paths import system_error
 
 EXIT_CODES = (
-    "Exit codes: 0 done, 1 bug in cbtqa, 2 usage, 3 configuration or missing extra, 4 bad data, "
+    "Exit codes: 0 done, 1 bug, 2 usage, 3 configuration or missing extra, 4 bad data, "
     "5 endpoint or network, 6 incomplete but resumable, 7 licence or permission, 8 answer withheld "
     "as unsafe, 130 interrupted."
 )

@@ -43,10 +43,10 @@ class TeacherSettings(Settings):
     persona: str = "supporter"
     """supporter, counsellor, peer, or a sentence of your own."""
     labels: Literal["question", "answer"] | None = None
-    """Where the labels of an answer in one flowing text come from. question: the same model reads
-    each question in a second pass and quotes its evidence (never in explicit risk, nor where the
-    prompt's branch allows none). answer: the types that the text names, without evidence. Default:
-    question; five steps bring their own."""
+    """Where the labels of an answer in one flowing text come from. With question the same model
+    reads each question in a second pass and quotes its evidence (never in explicit risk, nor where
+    the prompt's branch allows none). With answer they are the types that the text names, without
+    evidence. Default: question; five steps bring their own."""
     taxonomy: str = "burns-10"
     """Distortion taxonomy (see `cbtqa distortions taxonomies`)."""
     temperature: float = Field(0.7, ge=0, le=2)

@@ -68,7 +68,7 @@ class TrainSettings(GoldSettings):
     encoder: str | None = None
     """Use this transformers encoder (folder or Hub id); needs the extra `neural`."""
     encoder_use: Literal["tune", "read"] = "tune"
-    """For --encoder: tune changes its weights and wants a GPU; read leaves them, and adds what it
+    """For --encoder: tune changes its weights and wants a GPU. Read leaves them, and adds what it
     makes of a text to the light model: minutes on a CPU, and --encoder must stay where it is."""
     epochs: int = Field(4, ge=1)
     """For --encoder-use tune: passes over the texts."""

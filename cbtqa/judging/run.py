@@ -63,7 +63,7 @@ class JudgeSettings(JudgingSettings):
     """Judge only so many questions, drawn by a fixed seed."""
     rules: bool = False
     """Rate by the built-in rules (no model, no key), whatever endpoint is set: to try the steps.
-    They count words, and every output says so."""
+    They count words, and every output states this."""
     human: Path | None = None
     """Ratings by people (ratings.jsonl of a study) to check against."""
     human_sample: HumanSample | None = None

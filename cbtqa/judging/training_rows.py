@@ -67,7 +67,7 @@ class JudgeRowSettings(Settings):
     """Prompt of the judge (default: that of cbtqa judge, for sessions of cbtqa simulate judge)."""
     judged: Path | None = None
     """Folder of cbtqa judge on the same answers: where it gave a rater's rating, its quote and
-    reason stand where the rater quoted nothing."""
+    reason are used where the rater quoted nothing."""
     quoted_only: bool = False
     """Leave out rows that lack such a quote, in place of quoting the longest sentence."""
     seed: int = Field(0, ge=0)

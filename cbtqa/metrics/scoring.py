@@ -81,7 +81,7 @@ class ScoreSettings(NeuralSettings):
     """Column with the reference."""
     cluster_column: str | None = None
     """Column of the references whose equal values make rows one question; without it: question
-    ids and texts that stand several times. The id column makes each row its own."""
+    ids and texts that occur several times. The id column makes each row its own."""
     encoding: str = "utf-8"
     """Encoding of text files that are not UTF-8."""
     bootstrap: int = Field(default=BOOTSTRAP_TRIALS, ge=0)

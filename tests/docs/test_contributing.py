@@ -73,5 +73,7 @@ def test_every_recipe_leads_where_it_says(copy: Path) -> None:
             assert done.returncode == command.code, told
     assert "questions (marks)" in shown["A metric"]
     assert "1 passed" in shown["A prompt version"]
-    assert "warmth" in shown["A rubric or an instrument"]
+    assert "warmth" in shown["A rubric"]
+    assert "judge on pace" in shown["An instrument"]
     assert "my-lab/Mini-1B" in shown["A backbone"]
+    assert "plain-turns.jinja" in shown["A chat template"]

@@ -29,7 +29,9 @@ def render_cli_docs() -> str:
     """Every command with its flags, as Markdown."""
     parts = [
         "# Commands\n\nMade by `scripts/make_cli_docs` from the help texts; do not edit.\n\n"
-        f"{EXIT_CODES} `--debug` anywhere on the line shows the traceback of an error.\n"
+        f"{EXIT_CODES} `--debug` anywhere on the line shows the traceback of an error.\n\n"
+        "Step by step: [the tutorials](index.md). When a command fails: "
+        "[troubleshooting by exit code](howto/troubleshooting.md).\n"
     ]
     for words, command in walk_commands():
         parts.append(f"## {words}\n\n{_plain(command.help or '')}\n")

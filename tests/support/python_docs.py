@@ -43,7 +43,8 @@ def examples() -> list[Example]:
 
 def render_python_docs() -> str:
     """Every function with its signature and docstring, as Markdown."""
-    head = "# Python\n\nMade by `scripts/make_python_docs` from the docstrings; do not edit.\n\n"
+    head = "# Python\n\nMade by `scripts/make_python_docs` from the docstrings; do not edit. "
+    head += "The same as commands: [cli.md](cli.md).\n\n"
     parts = [head + (inspect.getdoc(api) or "")]
     for verb in verbs():
         function = getattr(api, verb)

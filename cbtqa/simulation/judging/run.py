@@ -83,8 +83,9 @@ class SessionJudgeSettings(JudgingSettings, ScreenModelSettings):
     max_tokens: int = Field(default=4096, ge=64)
     """Token limit of one reply."""
     keep_marked: bool = False
-    """Rate sessions with marked turns, too: those of which a turn is a program's, about the task or
-    the other side's, and those with faults of form in more than one and a tenth of the turns."""
+    """Rate sessions with marked turns, too. Otherwise those stay unscored of which a turn is a
+    program's, about the task or the other side's, or which have faults of form in more than one
+    and a tenth of the turns."""
     max_turns: int = Field(default=250, ge=2)
     """Longer sessions stay unscored."""
     max_transcript_tokens: int = Field(default=24_000, ge=100)
