@@ -20,14 +20,17 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from cbtqa.report.page import Lang
 
 FLAG, VARIABLE = "--lang", "CBTQA_LANG"
 LANGUAGES = ("en", "zh")
 LOCALES = ("LC_ALL", "LC_MESSAGES", "LANG")
 """The first that is set decides, as POSIX has it."""
 
-FEW_LETTERS = 10
+FEW_LETTERS = 12
 """Keys with fewer of their own would fit any sentence, were their values not held to one word."""
 _HOLES = {
     "{}": "(.*?)",
@@ -46,7 +49,11 @@ _UNITS = (
 )
 _CODE = re.compile("(cbtqa|pip|hf|git|export|python) |--")
 """How what is to be typed begins: the same in every language."""
+SEVERITIES = ("error", "hint", "warning", "note", "fix")
+"""What comes before a message; no key begins so."""
+_SEVERITY = re.compile(f"({'|'.join(SEVERITIES)}): +(.+)", re.DOTALL)
 _LABEL = re.compile(r"( *)([A-Za-z][\w ,'-]*?):( +)(.+)", re.DOTALL)
+_REASON = re.compile(r"([^()]+) \((.+)\)", re.DOTALL)
 _WIDE = re.compile(r"[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]")
 
 _chosen = "en"
@@ -88,19 +95,30 @@ def is_chinese() -> bool:
     return _chosen == "zh"
 
 
+def current() -> Lang:
+    """The language of messages, for what comes in both."""
+    return "zh" if is_chinese() else "en"
+
+
 def told(message: str) -> str:
     """A message in the language of the console."""
     return translate(message) if is_chinese() else message
 
 
-def told_label(text: str) -> str:
-    """A column's head, the name of a row or a cell: single words are translated, too."""
-    if not is_chinese():
-        return text
+def told_head(text: str) -> str:
+    """A column's head, a table's title or the name of a fact: single words are translated, too."""
+    return _by_words(text, catalogue().words | catalogue().cells) if is_chinese() else text
+
+
+def told_cell(text: str) -> str:
+    """A cell: of single words only those are translated that are no name of a setting or column."""
+    return _by_words(text, catalogue().cells) if is_chinese() else text
+
+
+def _by_words(text: str, words: Mapping[str, str]) -> str:
     bare = text.strip(" ")
     pad = " " * (len(text) - len(text.lstrip(" ")))
-    word = catalogue().words.get(bare)
-    return pad + word if word is not None else translate(text)
+    return pad + words[bare] if bare in words else _number(translate(text))
 
 
 class Pattern(NamedTuple):
@@ -140,7 +158,7 @@ def _holes_of(key: str) -> list[str]:
 
 
 def n_letters_of(literals: Sequence[str]) -> int:
-    """Letters of a key that are its own; a quotation mark tells as much as two."""
+    """How much a key has of its own: its letters; a quotation mark tells as much as two."""
     return sum(letter.isalpha() + 2 * (letter == "'") for one in literals for letter in one)
 
 
@@ -149,10 +167,12 @@ class Catalogue:
 
     def __init__(self, files: Mapping[str, Mapping[str, Mapping[str, str]]]) -> None:
         self.words: dict[str, str] = {}
+        self.cells: dict[str, str] = {}
         self.exact: dict[str, str] = {}
         self.patterns: list[Pattern] = []
         for sections in files.values():
             self.words |= sections.get("words") or {}
+            self.cells |= sections.get("cells") or {}
             for key, zh in (sections.get("messages") or {}).items():
                 literals = literals_of(key)
                 if len(literals) == 1:
@@ -160,11 +180,12 @@ class Catalogue:
                     continue
                 anchor = max(literals, key=len)
                 self.patterns.append(Pattern(key, zh, literals, anchor, n_letters_of(literals)))
-        self.patterns.sort(key=lambda one: (-one.n_letters, -len(one.key)))
+        # a word of the catalogue is as good as letters
+        self.patterns.sort(key=lambda one: -one.n_letters - 6 * one.key.count("{w}"))
 
     def keys(self) -> list[str]:
         """Every key, words included."""
-        return [*self.words, *self.exact, *(one.key for one in self.patterns)]
+        return [*self.words, *self.cells, *self.exact, *(one.key for one in self.patterns)]
 
     def find(self, text: str) -> str | None:
         """The Chinese for a whole message, or None."""
@@ -259,7 +280,9 @@ def translate(text: str) -> str:
     """The Chinese for a text, or as much of it as is known: whole, by lines, or by its parts."""
     if not text.strip() or not re.search("[A-Za-z]{2}", text):
         return text
-    found = catalogue().find(text)
+    if severity := _SEVERITY.fullmatch(text):
+        return f"{catalogue().words[severity[1]]}：{translate(severity[2])}"
+    found = _several(text) or catalogue().find(text)
     if found is not None:
         return found
     if "\n" in text:
@@ -270,7 +293,16 @@ def translate(text: str) -> str:
         return text[:start] + translate(bare) + text[start + len(bare) :]
     if text.endswith(".") and (found := catalogue().find(text[:-1])) is not None:
         return f"{found}。"
-    return _by_label(text) or _by_parts(text) or _behind_place(text) or text
+    return _by_label(text) or _by_parts(text) or _behind_place(text) or _by_reason(text) or text
+
+
+def _several(text: str) -> str | None:
+    """Messages with semicolons between them, each of them known: no value reaches over two."""
+    parts = text.split("; ")
+    if len(parts) == 1 or text in catalogue().exact:
+        return None
+    found = [catalogue().find(part) for part in parts]
+    return "；".join(one or "" for one in found) if all(found) else None
 
 
 def _by_label(text: str) -> str | None:
@@ -306,3 +338,10 @@ def _colons(text: str) -> Iterator[int]:
     while at >= 0:
         yield at + 2
         at = text.find(": ", at + 1)
+
+
+def _by_reason(text: str) -> str | None:
+    """`- (reason)`: a value, with a message behind it."""
+    found = _REASON.fullmatch(text)
+    told_reason = catalogue().find(found[2]) if found else None
+    return f"{found[1]}（{told_reason}）" if found and told_reason else None

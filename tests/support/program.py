@@ -21,7 +21,7 @@ def program() -> list[str]:
 def environment(**more: str) -> dict[str, str]:
     """The environment without anything that would set cbtqa up."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("CBTQA_", "OPENAI_"))}
-    return {**kept, "NO_COLOR": "1", "COLUMNS": "120", **more}
+    return {**kept, "NO_COLOR": "1", "COLUMNS": "120", "LC_ALL": "C.UTF-8", **more}
 
 
 def run_cbtqa(
