@@ -177,8 +177,8 @@ class Module:
         for function in self.functions.values():
             for name in {name for name, _ in _assigned(ast.walk(function))}:
                 found = list(self._sums(name, function.body[0]))
-                for text, following in zip(found, [*found[1:], ""], strict=True):
-                    if not following.startswith(text):
+                for index, text in enumerate(found):
+                    if not any(one.startswith(text) for one in found[index + 1 :]):
                         yield text
 
     def _behind_call(self, call: ast.Call, place: ast.AST, depth: int) -> Iterator[str]:
