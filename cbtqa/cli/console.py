@@ -380,9 +380,7 @@ def _print_facts(rows: Sequence[tuple[str, str]], width: int, indent: int) -> No
         beside = width - indent - column
         if _least(["", value], beside) <= beside:
             lines = wrap(value, beside)
-            lines = [padded(name, column) + lines[0]] + [
-                " " * column + line for line in lines[1:]
-            ]
+            lines = [padded(name, column) + lines[0]] + [" " * column + line for line in lines[1:]]
         else:
             lines = [*wrap(name, width - indent)]
             lines += ["  " + line for line in wrap(value, width - indent - 2)]
@@ -525,5 +523,7 @@ def waiting(words: str) -> Iterator[None]:
         return
     from rich.text import Text
 
-    with _console(sys.stderr).status(Text(clean(told(words)))):  # a plain str would be read as markup
+    with _console(sys.stderr).status(
+        Text(clean(told(words)))
+    ):  # a plain str would be read as markup
         yield

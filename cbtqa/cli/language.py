@@ -239,7 +239,9 @@ def _filled(zh: str, values: Sequence[str]) -> str:
     filled, at, n_filled = "", 0, 0
     after_hole = False
     for part in _FILL.finditer(zh):
-        filled = _beside(filled, zh[at : part.start()]) if after_hole else filled + zh[at : part.start()]
+        filled = (
+            _beside(filled, zh[at : part.start()]) if after_hole else filled + zh[at : part.start()]
+        )
         at, after_hole = part.end(), False
         if part[0] in ("{{", "}}"):
             filled += part[0][0]

@@ -1,7 +1,6 @@
 """The texts of the source that reach the console, as templates: keys of the message catalogue.
 
-    python -m tests.support.messages            # what has no Chinese yet, room by room
-    python -m tests.support.messages cbtqa/llm  # of these files alone
+`scripts/untranslated` prints those that the catalogue does not hold.
 
 A template is the text with `{}` where a value stands, and `{n}` where that value is a number.
 Doors are the errors, hints, what is said and shown, tables and stages; behind a name or a call
@@ -13,13 +12,12 @@ from __future__ import annotations
 
 import ast
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
 from cbtqa.cli.language import catalogue
-from tests.support.sources import ROOT, nodes_of, package_files, tree_of
+from tests.support.sources import nodes_of, package_files, tree_of
 
 SAYING = frozenset({"say", "show", "waiting", "stage", "on_stage", "warning", "info", "notice"})
 """Functions whose first argument is said."""
@@ -202,7 +200,6 @@ class Module:
                 for text in self.behind(value, node):
                     yield re.sub("%[sdg]", "{}", text) if is_logged else text
 
-
     def heads(self) -> Iterator[str]:
         """Columns and titles of tables, single words included."""
         for node in nodes_of(self.path):
@@ -368,8 +365,6 @@ def required(path: Path) -> tuple[str, ...]:
     return tuple(sorted(found - {"{}"}))
 
 
-
-
 @cache
 def texts_of(path: Path) -> frozenset[str]:
     """Every text of a file as a template, doors or not."""
@@ -404,16 +399,3 @@ def untranslated(path: Path) -> list[str]:
 
 def _unescaped(text: str) -> str:
     return text.replace("{{", "{").replace("}}", "}")
-
-
-def main() -> None:
-    """Prints what is not translated."""
-    wanted = tuple(sys.argv[1:]) or ("cbtqa",)
-    for path in package_files():
-        name = path.relative_to(ROOT).as_posix()
-        if name.startswith(wanted) and (missing := untranslated(path)):
-            print(f"# {name}", *missing, sep="\n")
-
-
-if __name__ == "__main__":
-    main()
