@@ -328,8 +328,8 @@ def _of_agreement(until: datetime.date | None, printed: str) -> Finding:
     if until is None:
         told = f"no date given; the period printed in PsyQA's agreement ended on {printed}"
         fix = (
-            "ask its authors whether yours was renewed, then give --agreement-until DAY; not needed "
-            "where the questions are your own"
+            "ask its authors whether yours was renewed, then give --agreement-until DAY; "
+            "not needed where the questions are your own"
         )
         return Finding("agreement", "note", told, fix)
     if until < datetime.date.today():

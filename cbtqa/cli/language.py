@@ -19,7 +19,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -236,20 +236,17 @@ def _number(text: str) -> str:
 
 def _filled(zh: str, values: Sequence[str]) -> str:
     """The Chinese with its values; between two wide characters no space is left at a hole."""
-    filled, at, n_filled = "", 0, 0
-    after_hole = False
+    filled, at, n_filled, is_after_hole = "", 0, 0, False
     for part in _FILL.finditer(zh):
-        filled = (
-            _beside(filled, zh[at : part.start()]) if after_hole else filled + zh[at : part.start()]
-        )
-        at, after_hole = part.end(), False
-        if part[0] in ("{{", "}}"):
+        between = zh[at : part.start()]
+        filled = _beside(filled, between) if is_after_hole else filled + between
+        at, is_after_hole = part.end(), part[0] not in ("{{", "}}")
+        if is_after_hole:
+            filled = _beside(filled, values[int(part[1]) if part[1] else n_filled])
+            n_filled += 1
+        else:
             filled += part[0][0]
-            continue
-        value = values[int(part[1]) if part[1] else n_filled]
-        n_filled, after_hole = n_filled + 1, True
-        filled = _beside(filled, value)
-    return _beside(filled, zh[at:]) if after_hole else filled + zh[at:]
+    return _beside(filled, zh[at:]) if is_after_hole else filled + zh[at:]
 
 
 def _beside(left: str, right: str) -> str:
@@ -277,25 +274,31 @@ def _name(file: object) -> str:
     return str(getattr(file, "name", ""))
 
 
-@lru_cache(maxsize=4096)
 def translate(text: str) -> str:
     """The Chinese for a text, or as much of it as is known: whole, by lines, or by its parts."""
-    if not text.strip() or not re.search("[A-Za-z]{2}", text):
+    if not re.search("[A-Za-z]{2}", text):
         return text
-    if severity := _SEVERITY.fullmatch(text):
-        return f"{catalogue().words[severity[1]]}：{translate(severity[2])}"
-    found = _several(text) or catalogue().find(text)
-    if found is not None:
-        return found
-    if "\n" in text:
+    if "\n" in text and catalogue().find(text) is None:
         return "\n".join(map(translate, text.split("\n")))
     bare = text.strip(" ")
-    if bare != text:
+    if bare != text and catalogue().find(text) is None:
         start = text.index(bare)
         return text[:start] + translate(bare) + text[start + len(bare) :]
-    if text.endswith(".") and (found := catalogue().find(text[:-1])) is not None:
-        return f"{found}。"
-    return _by_label(text) or _by_parts(text) or _behind_place(text) or _by_reason(text) or text
+    return next((told for way in _WAYS if (told := way(text)) is not None), text)
+
+
+def _by_severity(text: str) -> str | None:
+    found = _SEVERITY.fullmatch(text)
+    return f"{catalogue().words[found[1]]}：{translate(found[2])}" if found else None
+
+
+def _whole(text: str) -> str | None:
+    """A message of the catalogue, with or without its full stop."""
+    found = catalogue().find(text)
+    if found is None and text.endswith("."):
+        bare = catalogue().find(text[:-1])
+        return None if bare is None else f"{bare}。"
+    return found
 
 
 def _several(text: str) -> str | None:
@@ -347,3 +350,7 @@ def _by_reason(text: str) -> str | None:
     found = _REASON.fullmatch(text)
     told_reason = catalogue().find(found[2]) if found else None
     return f"{found[1]}（{told_reason}）" if found and told_reason else None
+
+
+_WAYS = (_by_severity, _several, _whole, _by_label, _by_parts, _behind_place, _by_reason)
+"""How a text is translated, in the order in which it is tried."""
