@@ -20,6 +20,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -71,14 +72,18 @@ def choose(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> Non
 
 def _asked(words: Sequence[str]) -> str:
     """The value of `--lang` before the verb: behind it, the flag is the verb's own."""
-    for index, word in enumerate(words):
-        if word.startswith(f"{FLAG}="):
-            return word.partition("=")[2]
-        if word == FLAG:
-            return "".join(words[index + 1 : index + 2])
-        if not word.startswith("-"):
-            break
-    return ""
+    before = words[: len(words) - len(from_verb(words))]
+    values = [word.partition("=")[2] for word in before if word.startswith(f"{FLAG}=")]
+    values += [value for word, value in pairwise([*before, ""]) if word == FLAG]
+    return values[-1] if values else ""
+
+
+def from_verb(words: Sequence[str]) -> Sequence[str]:
+    """The words of a command line from its verb on, without the program's own flags."""
+    at = 0
+    while at < len(words) and words[at].startswith("-"):
+        at += 2 if words[at] == FLAG else 1
+    return words[at:]
 
 
 def _can_write_chinese() -> bool:
@@ -135,7 +140,7 @@ class Pattern(NamedTuple):
     def values(self, text: str) -> tuple[str, ...] | None:
         """What stands in the holes of a text, or None where it is another text."""
         first, last = self.literals[0], self.literals[-1]
-        if self.anchor not in text or not (text.startswith(first) and text.endswith(last)):
+        if not (text.startswith(first) and text.endswith(last)):
             return None
         found = _compiled(self.key).fullmatch(text)
         return found.groups() if found else None
@@ -192,7 +197,8 @@ class Catalogue:
         exact = self.exact.get(text)
         if exact is not None:
             return exact
-        for pattern in self.patterns:
+        # nearly all keys are sorted out here: a table has many cells
+        for pattern in [one for one in self.patterns if one.anchor in text]:
             values = pattern.values(text)
             if values is not None and (filled := self._fill(pattern, values)) is not None:
                 return filled
