@@ -58,7 +58,7 @@ MISTAKES = {
         ["finetune", "x", "--backbone", "baichuan", "--preset", "mine"],
         "没有预设“mine”",
     ),
-    "unknown metric": (["score", "a.jsonl", "--metrics", "foo"], "指标"),
+    "unknown metric": (["score", "a.jsonl", "--ref", "r.jsonl", "--metrics", "foo"], "指标"),
     "empty questions": (["data", "check", "empty.json"], "文件是空的"),
     "not questions": (["data", "check", "page.json"], "看起来是 HTML 或 XML 页面"),
 }
@@ -71,7 +71,8 @@ def test_a_mistake_is_told_in_chinese(words: list[str], told: str, tmp_path: Pat
     (tmp_path / "page.json").write_text("<!DOCTYPE html><html></html>")
     (tmp_path / "bad.yaml").write_text("limt: 3\n")
     (tmp_path / "list.yaml").write_text("- 3\n")
-    (tmp_path / "a.jsonl").write_text('{"id": "1", "answer": "先照顾好自己。"}\n')
+    for name in ("a.jsonl", "r.jsonl"):
+        (tmp_path / name).write_text('{"id": "1", "answer": "先照顾好自己。"}\n')
     done = run_cbtqa("--lang", "zh", *words, cwd=tmp_path, code=None)
     assert done.returncode != 0
     assert done.stderr.startswith("错误：") or "\n错误：" in done.stderr
