@@ -186,7 +186,7 @@ class Catalogue:
                 anchor = max(literals, key=len)
                 self.patterns.append(Pattern(key, zh, literals, anchor, n_letters_of(literals)))
         # a word of the catalogue is as good as letters
-        self.patterns.sort(key=lambda one: -one.n_letters - 6 * one.key.count("{w}"))
+        self.patterns.sort(key=lambda one: -one.n_letters - 12 * one.key.count("{w}"))
 
     def keys(self) -> list[str]:
         """Every key, words included."""
