@@ -11,7 +11,7 @@ import pydantic_core
 import typer
 import yaml
 
-from cbtqa.cli import language
+from cbtqa.cli.catalogue import SEVERITIES, catalogue, literals_of
 from tests.support.messages import (
     has_words,
     normal,
@@ -86,7 +86,7 @@ def test_the_catalogue_holds_no_message_that_nobody_says() -> None:
         plain = normal(key).replace("{{", "{").replace("}}", "}")
         known = {normal(key), f" ({key})", f"{key}: {{}}", f"n_{key}", plain, f"{key}: "}
         known.add(normal(key).replace("{", "{{").replace("}", "}}"))
-        if known & found or key in shipped or key in language.SEVERITIES:
+        if known & found or key in shipped or key in SEVERITIES:
             continue
         # typer and pydantic put their messages together out of parts
         if name == "libraries.yaml" and all(word in foreign for word in re.findall("[a-z]+", key)):
@@ -97,7 +97,7 @@ def test_the_catalogue_holds_no_message_that_nobody_says() -> None:
 
 def test_a_translation_is_chinese_and_holds_every_value() -> None:
     for _, section, key, zh in _entries():
-        n_holes = len(language.literals_of(key)) - 1
+        n_holes = len(literals_of(key)) - 1
         numbers = re.findall(r"\{(\d*)\}", zh.replace("{{", "").replace("}}", ""))
         held = {int(number) if number else place for place, number in enumerate(numbers)}
         assert held == set(range(n_holes)), f"{key}: a value is lost, or there is none for it"
@@ -113,7 +113,7 @@ COMMAND = re.compile("(export|hf|pip) ")
 
 def test_no_key_fits_every_sentence() -> None:
     """Nothing but letters of its own, words of the catalogue or numbers may hold a key together."""
-    known = language.catalogue()
+    known = catalogue()
     for text in (
         "the quick brown fox is not what it seems to be",
         "look at this, then: give up or go on; nothing else of it was left",
