@@ -21,7 +21,8 @@ from tests.support.program import environment, program, run_cbtqa
 
 ENGLISH = re.compile(r"(?:(?<![\w./'\"=-])[A-Za-z]?[a-z]+ ){2,}[a-z]+(?![\w./-])")
 """Three English words in a row, which no path, flag or name has."""
-COMMAND = re.compile(r"cbtqa [\w-]+( [A-Z\w./-]+)*|pip install \S+")
+COMMAND = re.compile(r"cbtqa [\w-]+( [A-Z\w./-]+)*|pip install \S+|[\w, -]+ of [\w, ]+(?=[（;])")
+"""What is to be typed, and `metrics of systems`, which are names."""
 
 
 def english_of(text: str) -> list[str]:
