@@ -29,10 +29,10 @@ _ONE_WORD = "(\\S*|'[^']*')"
 _PARTS = re.compile(r"\{\{|\}\}|\{[ntw]?\}")
 _FILL = re.compile(r"\{\{|\}\}|\{(\d*)\}")
 _UNITS = (
-    (re.compile(r"(.*\d) s"), r"\1 秒"),
+    (re.compile(r"(\d[\d.,]*) s"), r"\1 秒"),
     (re.compile(r"(\d+) h (\d+) min"), r"\1 小时 \2 分"),
-    (re.compile(r"(.*\d) min"), r"\1 分钟"),
-    (re.compile(r"(.*\d) bytes"), r"\1 字节"),
+    (re.compile(r"(\d[\d.,]*) min"), r"\1 分钟"),
+    (re.compile(r"(\d[\d.,]*) bytes"), r"\1 字节"),
 )
 _CODE = re.compile("(cbtqa|pip|hf|git|export|python) |--")
 """How what is to be typed begins: the same in every language."""
@@ -211,7 +211,7 @@ def translate_cell(text: str) -> str:
 def _by_words(text: str, words: Mapping[str, str]) -> str:
     bare = text.strip(" ")
     pad = " " * (len(text) - len(text.lstrip(" ")))
-    return pad + words[bare] if bare in words else _number(translate(text))
+    return pad + words[bare] if bare in words else translate(text)
 
 
 def translate(text: str) -> str:
@@ -225,6 +225,11 @@ def translate(text: str) -> str:
         start = text.index(bare)
         return text[:start] + translate(bare) + text[start + len(bare) :]
     return next((told for way in _WAYS if (told := way(text)) is not None), text)
+
+
+def _by_unit(text: str) -> str | None:
+    shown = _number(text)
+    return None if shown == text else shown
 
 
 def _by_severity(text: str) -> str | None:
@@ -292,5 +297,5 @@ def _by_reason(text: str) -> str | None:
     return f"{found[1]}（{told_reason}）" if found and told_reason else None
 
 
-_WAYS = (_by_severity, _several, _whole, _by_label, _by_parts, _behind_place, _by_reason)
+_WAYS = (_by_unit, _by_severity, _several, _whole, _by_label, _by_parts, _behind_place, _by_reason)
 """How a text is translated, in the order in which it is tried."""

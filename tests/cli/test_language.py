@@ -179,6 +179,7 @@ def test_names_of_settings_and_columns_are_not_translated_in_cells() -> None:
     assert language.told_head("precision") == "精确率"
     assert language.told_cell("precision") == "precision"
     assert language.told_cell("answer") == "answer"
+    assert language.told_cell("2 min") == "2 分钟"
     assert language.told_cell("3 h 05 min") == "3 小时 05 分"
 
 
