@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from cbtqa.cli.language import is_chinese, told, told_label
+from cbtqa.cli.language import current, told, told_cell, told_head
 from cbtqa.plain_values import well_formed
 from cbtqa.report.words import money, seconds
 from cbtqa.secrets import masked
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from cbtqa.llm.progress import Progress
-    from cbtqa.report.page import Lang
     from cbtqa.report.table import Table as ReportTable
 
 _NEVER_FIRST = frozenset("，。、；：？！…‥～·・）」』】》〉〕］｝〗〙”’％‰℃々ー")
@@ -58,6 +57,11 @@ def cells(text: str) -> int:
     from rich.cells import cell_len
 
     return cell_len(text)
+
+
+def padded(text: str, width: int) -> str:
+    """The text with spaces up to so many columns."""
+    return text + " " * (width - cells(text))
 
 
 def wrap(text: str, width: int, *, fold: bool = True) -> list[str]:
@@ -260,7 +264,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
     first column repeated; where not even two columns fit, each row as a list of its cells.
     """
     width = terminal_width(sys.stdout)
-    table = [[clean(masked(told_label(cell))) for cell in row] for row in (columns, *rows)]
+    table = [[clean(masked(told_head(head))) for head in columns]]
+    table += [[clean(masked(told_cell(cell))) for cell in row] for row in rows]
     _print_title(title, width)
     blocks = _blocks(table, width)
     if not blocks:
@@ -274,7 +279,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 def _print_title(title: str, width: int) -> None:
     if title:
-        show_content("\n".join(wrap(told_label(title), width)), style="bold")
+        show_content("\n".join(wrap(told_head(title), width)), style="bold")
 
 
 def _blocks(table: list[list[str]], width: int) -> list[list[int]]:
@@ -357,8 +362,7 @@ def _shared(columns: Sequence[Sequence[str]], natural: list[int], width: int) ->
 
 def show_table(table: ReportTable, title: str = "") -> None:
     """A table on stdout, under its own title or another one."""
-    lang: Lang = "zh" if is_chinese() else "en"
-    print_table(title or table.title_in(lang), *table.cells(lang))
+    print_table(title or table.title_in(current()), *table.cells(current()))
 
 
 def print_facts(title: str, rows: Sequence[tuple[str, str]]) -> None:
@@ -370,15 +374,13 @@ def print_facts(title: str, rows: Sequence[tuple[str, str]]) -> None:
 
 def _print_facts(rows: Sequence[tuple[str, str]], width: int, indent: int) -> None:
     """Name and value side by side; a value with a word too long for that goes below its name."""
-    shown = [(clean(told_label(k)), clean(masked(told_label(v)))) for k, v in rows if v]
+    shown = [(clean(told_head(k)), clean(masked(told_cell(v)))) for k, v in rows if v]
     column = max((cells(name) for name, _ in shown), default=0) + 2
     for name, value in shown:
         beside = width - indent - column
         if _least(["", value], beside) <= beside:
             lines = wrap(value, beside)
-            lines = [name + " " * (column - cells(name)) + lines[0]] + [
-                " " * column + line for line in lines[1:]
-            ]
+            lines = [padded(name, column) + lines[0]] + [" " * column + line for line in lines[1:]]
         else:
             lines = [*wrap(name, width - indent)]
             lines += ["  " + line for line in wrap(value, width - indent - 2)]
@@ -499,7 +501,7 @@ def fit_parts(parts: Sequence[str], width: int, note: str = "") -> str:
     """The parts that fit on one line, from the first on; only the first and the note are cut."""
     line = ""
     note = _on_one_line(told(note))
-    for part in (_on_one_line(told_label(part)) for part in parts):
+    for part in (_on_one_line(told_cell(part)) for part in parts):
         before = f"{line} | " if line else ""
         room = width - cells(before)
         if cells(part) <= room:
@@ -521,5 +523,7 @@ def waiting(words: str) -> Iterator[None]:
         return
     from rich.text import Text
 
-    with _console(sys.stderr).status(Text(clean(told(words)))):  # a plain str would be read as markup
+    with _console(sys.stderr).status(
+        Text(clean(told(words)))
+    ):  # a plain str would be read as markup
         yield

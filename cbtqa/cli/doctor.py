@@ -19,8 +19,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from cbtqa.cli.console import print_json, say, show, waiting
+from cbtqa.cli.console import cells, padded, print_json, say, show, show_content, waiting
 from cbtqa.cli.env import GIB, cards_in_words, describe_environment, install_line
+from cbtqa.cli.language import told, told_head
 from cbtqa.cli.options import AsJson
 from cbtqa.errors import CbtqaError, UsageError
 from cbtqa.settings import ENVIRONMENT_PREFIX, Settings, resolve
@@ -137,10 +138,12 @@ def _give(findings: Sequence[Finding], as_json: bool) -> None:
         checks = [one._asdict() for one in findings]
         print_json({"is_ready": not failed, "n_failed": len(failed), "checks": checks})
     else:
-        column = max(len(one.name) for one in findings)
-        for one in findings:
-            told = "see the error below" if one.status == "failed" else one.found
-            show(f"{one.status:<6}  {one.name:<{column}}  {told}", style=STYLES[one.status])
+        names = [told_head(one.name) for one in findings]
+        column = max(map(cells, names))
+        for one, name in zip(findings, names, strict=True):
+            found = "see the error below" if one.status == "failed" else one.found
+            line = f"{padded(told_head(one.status), 6)}  {padded(name, column)}  {told(found)}"
+            show_content(line, style=STYLES[one.status])
             if one.status == "note":
                 show(f"fix: {one.fix}", indent=8)
         n_notes = sum(one.status == "note" for one in findings)
@@ -325,8 +328,8 @@ def _of_agreement(until: datetime.date | None, printed: str) -> Finding:
     if until is None:
         told = f"no date given; the period printed in PsyQA's agreement ended on {printed}"
         fix = (
-            "ask its authors whether yours was renewed, then give --agreement-until DAY; not needed "
-            "where the questions are your own"
+            "ask its authors whether yours was renewed, then give --agreement-until DAY; "
+            "not needed where the questions are your own"
         )
         return Finding("agreement", "note", told, fix)
     if until < datetime.date.today():

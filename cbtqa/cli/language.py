@@ -1,53 +1,28 @@
-"""The language of the console: English as the source has it, or Chinese out of `zh/*.yaml`.
+"""The language of the console: English as the source has it, or Chinese out of the catalogue.
 
-    told("no dataset named, and none finished in the current folder")
-    '没有写明数据集，当前文件夹里也没有已完成的'
+    choose(["--lang", "zh", "score"])
+    told("no such file")                        # '没有这个文件'
 
-Messages are translated where they leave for the console, not where they are made: a key of the
-catalogue is the text as it stands in the source, with `{}` for a value. In a key of few letters it
-is one word or the end behind a colon, else any text, as `{t}` always is; `{n}` is a number with its
-unit, `{w}` one of the catalogue's words. Of several keys that fit, the one with the most letters of
-its own is taken. A value stays as it is, unless it is a message itself; what has no
-translation stays English. Nothing is read before the first message in Chinese.
-
-Files, `--json`, `--help` and the Python face are not translated.
+Messages are translated where they leave for the console, not where they are made. The catalogue is
+imported with the first message in Chinese. Files, `--json`, `--help` and the Python face are not
+translated.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, lru_cache
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cbtqa.report.page import Lang
 
 FLAG, VARIABLE = "--lang", "CBTQA_LANG"
 LANGUAGES = ("en", "zh")
 LOCALES = ("LC_ALL", "LC_MESSAGES", "LANG")
 """The first that is set decides, as POSIX has it."""
-
-FEW_LETTERS = 10
-"""Keys with fewer of their own would fit any sentence, were their values not held to one word."""
-_HOLES = {
-    "{}": "(.*?)",
-    "{t}": "(.*?)",
-    "{n}": r"([-+<~]? ?\d[\d.,]*(?: ?(?:%|s|min|h \d+ min|bytes|[KMG]iB|[A-Z]{3}))?|-|unlimited)",
-    "{w}": r"([\w' -]+?)",
-}
-_ONE_WORD = "(\\S*|'[^']*')"
-_PARTS = re.compile(r"\{\{|\}\}|\{[ntw]?\}")
-_FILL = re.compile(r"\{\{|\}\}|\{(\d*)\}")
-_UNITS = (
-    (re.compile(r"(.*\d) s"), r"\1 秒"),
-    (re.compile(r"(\d+) h (\d+) min"), r"\1 小时 \2 分"),
-    (re.compile(r"(.*\d) min"), r"\1 分钟"),
-    (re.compile(r"(.*\d) bytes"), r"\1 字节"),
-)
-_CODE = re.compile("(cbtqa|pip|hf|git|export|python) |--")
-"""How what is to be typed begins: the same in every language."""
-_LABEL = re.compile(r"( *)([A-Za-z][\w ,'-]*?):( +)(.+)", re.DOTALL)
-_WIDE = re.compile(r"[\u3000-\u303f\u4e00-\u9fff\uff00-\uffef]")
 
 _chosen = "en"
 
@@ -64,14 +39,18 @@ def choose(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> Non
 
 def _asked(words: Sequence[str]) -> str:
     """The value of `--lang` before the verb: behind it, the flag is the verb's own."""
-    for index, word in enumerate(words):
-        if word.startswith(f"{FLAG}="):
-            return word.partition("=")[2]
-        if word == FLAG:
-            return "".join(words[index + 1 : index + 2])
-        if not word.startswith("-"):
-            break
-    return ""
+    before = words[: len(words) - len(from_verb(words))]
+    values = [word.partition("=")[2] for word in before if word.startswith(f"{FLAG}=")]
+    values += [value for word, value in pairwise([*before, ""]) if word == FLAG]
+    return values[-1] if values else ""
+
+
+def from_verb(words: Sequence[str]) -> Sequence[str]:
+    """The words of a command line from its verb on, without the program's own flags."""
+    at = 0
+    while at < len(words) and words[at].startswith("-"):
+        at += 2 if words[at] == FLAG else 1
+    return words[at:]
 
 
 def _can_write_chinese() -> bool:
@@ -83,226 +62,33 @@ def _can_write_chinese() -> bool:
     return True
 
 
-def is_chinese() -> bool:
-    """Whether messages are to be Chinese."""
-    return _chosen == "zh"
+def current() -> Lang:
+    """The language of messages, for what comes in both."""
+    return "zh" if _chosen == "zh" else "en"
 
 
 def told(message: str) -> str:
     """A message in the language of the console."""
-    return translate(message) if is_chinese() else message
+    if current() == "en":
+        return message
+    from cbtqa.cli.catalogue import translate
+
+    return translate(message)
 
 
-def told_label(text: str) -> str:
-    """A column's head, the name of a row or a cell: single words are translated, too."""
-    if not is_chinese():
+def told_head(text: str) -> str:
+    """A column's head, a table's title or the name of a fact: single words are translated, too."""
+    if current() == "en":
         return text
-    bare = text.strip(" ")
-    pad = " " * (len(text) - len(text.lstrip(" ")))
-    word = catalogue().words.get(bare)
-    return pad + word if word is not None else translate(text)
+    from cbtqa.cli.catalogue import translate_head
+
+    return translate_head(text)
 
 
-class Pattern(NamedTuple):
-    """A key with holes, and the Chinese for it."""
-
-    key: str
-    zh: str
-    literals: tuple[str, ...]
-    """What stands between the holes."""
-    anchor: str
-    """The longest of them."""
-    n_letters: int
-
-    def values(self, text: str) -> tuple[str, ...] | None:
-        """What stands in the holes of a text, or None where it is another text."""
-        first, last = self.literals[0], self.literals[-1]
-        if self.anchor not in text or not (text.startswith(first) and text.endswith(last)):
-            return None
-        found = _compiled(self.key).fullmatch(text)
-        return found.groups() if found else None
-
-
-@cache
-def _compiled(key: str) -> re.Pattern[str]:
-    literals = literals_of(key)
-    is_weak = n_letters_of(literals) < FEW_LETTERS
-    pieces = [re.escape(literals[0])]
-    for hole, before, after in zip(_holes_of(key), literals, literals[1:], strict=False):
-        is_end = not after and before.endswith(": ")
-        one_word = is_weak and hole == "{}" and not is_end
-        pieces += [_ONE_WORD if one_word else _HOLES[hole], re.escape(after)]
-    return re.compile("".join(pieces), re.DOTALL)
-
-
-def _holes_of(key: str) -> list[str]:
-    return [part[0] for part in _PARTS.finditer(key) if part[0] in _HOLES]
-
-
-def n_letters_of(literals: Sequence[str]) -> int:
-    """Letters of a key that are its own; a quotation mark tells as much as two."""
-    return sum(letter.isalpha() + 2 * (letter == "'") for one in literals for letter in one)
-
-
-class Catalogue:
-    """The Chinese messages and words, in the order in which they are tried."""
-
-    def __init__(self, files: Mapping[str, Mapping[str, Mapping[str, str]]]) -> None:
-        self.words: dict[str, str] = {}
-        self.exact: dict[str, str] = {}
-        self.patterns: list[Pattern] = []
-        for sections in files.values():
-            self.words |= sections.get("words") or {}
-            for key, zh in (sections.get("messages") or {}).items():
-                literals = literals_of(key)
-                if len(literals) == 1:
-                    self.exact[literals[0]] = _filled(zh, ())
-                    continue
-                anchor = max(literals, key=len)
-                self.patterns.append(Pattern(key, zh, literals, anchor, n_letters_of(literals)))
-        self.patterns.sort(key=lambda one: (-one.n_letters, -len(one.key)))
-
-    def keys(self) -> list[str]:
-        """Every key, words included."""
-        return [*self.words, *self.exact, *(one.key for one in self.patterns)]
-
-    def find(self, text: str) -> str | None:
-        """The Chinese for a whole message, or None."""
-        exact = self.exact.get(text)
-        if exact is not None:
-            return exact
-        for pattern in self.patterns:
-            values = pattern.values(text)
-            if values is not None and (filled := self._fill(pattern, values)) is not None:
-                return filled
-        return None
-
-    def _fill(self, pattern: Pattern, values: Sequence[str]) -> str | None:
-        told_values = []
-        for kind, value in zip(_holes_of(pattern.key), values, strict=True):
-            if kind == "{w}":
-                if value not in self.words:
-                    return None
-                value = self.words[value]
-            elif kind == "{n}":
-                value = _number(value)
-            elif " " in value:
-                value = translate(value)
-            told_values.append(value)
-        return _filled(pattern.zh, told_values)
-
-
-def literals_of(key: str) -> tuple[str, ...]:
-    """What stands between the holes of a key, one more than there are holes."""
-    found, at = [""], 0
-    for part in _PARTS.finditer(key):
-        found[-1] += key[at : part.start()]
-        at = part.end()
-        if part[0] in _HOLES:
-            found.append("")
-        else:
-            found[-1] += part[0][0]
-    found[-1] += key[at:]
-    return tuple(found)
-
-
-def _number(text: str) -> str:
-    for unit, zh in _UNITS:
-        if unit.fullmatch(text):
-            return unit.sub(zh, text)
-    return text
-
-
-def _filled(zh: str, values: Sequence[str]) -> str:
-    """The Chinese with its values; between two wide characters no space is left at a hole."""
-    filled, at, n_filled = "", 0, 0
-    after_hole = False
-    for part in _FILL.finditer(zh):
-        filled = _beside(filled, zh[at : part.start()]) if after_hole else filled + zh[at : part.start()]
-        at, after_hole = part.end(), False
-        if part[0] in ("{{", "}}"):
-            filled += part[0][0]
-            continue
-        value = values[int(part[1]) if part[1] else n_filled]
-        n_filled, after_hole = n_filled + 1, True
-        filled = _beside(filled, value)
-    return _beside(filled, zh[at:]) if after_hole else filled + zh[at:]
-
-
-def _beside(left: str, right: str) -> str:
-    bare_left, bare_right = left.rstrip(" "), right.lstrip(" ")
-    if bare_left and bare_right and _WIDE.match(bare_left[-1]) and _WIDE.match(bare_right):
-        return bare_left + bare_right
-    return left + right
-
-
-@cache
-def catalogue() -> Catalogue:
-    """The catalogue that comes with the package."""
-    from importlib.resources import files
-
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    room = files("cbtqa.cli") / "zh"
-    found = sorted((one for one in room.iterdir() if one.name.endswith(".yaml")), key=_name)
-    # not parse_yaml: it looks for attacks in files of others, at ten times the price
-    return Catalogue({_name(one): yaml.load(one.read_bytes(), Loader=loader) for one in found})
-
-
-def _name(file: object) -> str:
-    return str(getattr(file, "name", ""))
-
-
-@lru_cache(maxsize=4096)
-def translate(text: str) -> str:
-    """The Chinese for a text, or as much of it as is known: whole, by lines, or by its parts."""
-    if not text.strip() or not re.search("[A-Za-z]{2}", text):
+def told_cell(text: str) -> str:
+    """A cell: of single words only those that are no name of a setting or column."""
+    if current() == "en":
         return text
-    found = catalogue().find(text)
-    if found is not None:
-        return found
-    if "\n" in text:
-        return "\n".join(map(translate, text.split("\n")))
-    bare = text.strip(" ")
-    if bare != text:
-        start = text.index(bare)
-        return text[:start] + translate(bare) + text[start + len(bare) :]
-    if text.endswith(".") and (found := catalogue().find(text[:-1])) is not None:
-        return f"{found}。"
-    return _by_label(text) or _by_parts(text) or _behind_place(text) or text
+    from cbtqa.cli.catalogue import translate_cell
 
-
-def _by_label(text: str) -> str | None:
-    """`warning: ...`, `page: ...`: the label is a word of the catalogue, what follows is told."""
-    found = _LABEL.fullmatch(text)
-    if found is None or (label := catalogue().words.get(found[2])) is None:
-        return None
-    return f"{found[1]}{label}：{translate(found[4])}"
-
-
-def _by_parts(text: str) -> str | None:
-    """Several messages in one line, if all of them are known, or commands to type."""
-    for mark, wide in ((" or ", "，或"), ("; ", "；"), (", ", "，")):
-        parts = text.split(mark)
-        told_parts = [translate(part) for part in parts] if len(parts) > 1 else parts
-        pairs = list(zip(parts, told_parts, strict=True))
-        if any(a != b for a, b in pairs) and all(a != b or _CODE.match(a) for a, b in pairs):
-            return wide.join(told_parts)
-    return None
-
-
-def _behind_place(text: str) -> str | None:
-    """`file:line:field: message`: the place stays as it is."""
-    for end in _colons(text):
-        found = catalogue().find(text[end:])
-        if found is not None:
-            return text[: end - 2] + "：" + found
-    return None
-
-
-def _colons(text: str) -> Iterator[int]:
-    at = text.find(": ")
-    while at >= 0:
-        yield at + 2
-        at = text.find(": ", at + 1)
+    return translate_cell(text)

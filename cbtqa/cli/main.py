@@ -243,8 +243,11 @@ def _told(error: Any) -> str:
 
 def _usage_hint(error: Any, words: list[str]) -> str:
     # an option without its value is found before the parser says in which command
+    words = list(language.from_verb(words))
     verb = [word for word in words[:1] if word in VERBS]
     path = error.ctx.command_path if getattr(error, "ctx", None) else " ".join(["cbtqa", *verb])
+    if getattr(error, "option_name", "") == language.FLAG:
+        return f"before the verb: cbtqa {language.FLAG} zh {path.removeprefix('cbtqa ')}"
     close = difflib.get_close_matches(words[0], VERBS, n=1) if words else []
     if close and words[0] not in VERBS:
         return f"did you mean: cbtqa {close[0]}"

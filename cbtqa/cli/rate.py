@@ -9,6 +9,7 @@ import typer
 
 from cbtqa.cli.console import give, print_json, say
 from cbtqa.cli.help import CommandGroup
+from cbtqa.cli.language import current
 from cbtqa.cli.options import AsJson, Newest, settings_flags
 from cbtqa.judging.training_rows import JudgeForm, JudgeRowSettings
 from cbtqa.ratings.design import NewStudySettings, create_study
@@ -335,7 +336,8 @@ def rubrics(as_json: AsJson = False) -> None:
 
     shipped = shipped_rubrics()
     rows = [
-        (name, len(r.criteria), r.scale_text(), r.shows, r.title.en) for name, r in shipped.items()
+        (name, len(r.criteria), r.scale_text(), r.shows, r.title.first(current()))
+        for name, r in shipped.items()
     ]
     table = Table(["id", "criteria", "scale", "shows", "title"], rows, "Rubrics")
     give(as_json, {name: rubric.model_dump(mode="json") for name, rubric in shipped.items()}, table)

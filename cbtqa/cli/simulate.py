@@ -279,9 +279,9 @@ def _show_forms(forms: list[JudgedForm], settings: SessionJudgeSettings) -> None
     for form in forms:
         if form.n_asked_again:
             say(
-                f"{form.judge}, {form.instrument}: {form.n_asked_again:,} items were asked about once "
-                f"more, by themselves, with their fault named; {form.n_mended:,} of them are scored "
-                "since"
+                f"{form.judge}, {form.instrument}: {form.n_asked_again:,} items were asked about "
+                "once more, by themselves, with their fault named; "
+                f"{form.n_mended:,} of them are scored since"
             )
     if any(form.judge == "rules" for form in forms):
         say("warning: built-in rules count words; they are no model and nothing to be believed")

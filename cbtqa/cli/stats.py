@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from cbtqa.cli.console import print_json, say, show_table
+from cbtqa.cli.language import current
 from cbtqa.cli.options import AsJson, take_newest
 from cbtqa.dataset.stats import (
     DatasetStatistics,
@@ -88,8 +89,8 @@ def stats(
         show_table(Table(["", ""], replies), "Replies of the model")
         for table in reply_tables(manifest.counts):
             show_table(table)
-    say(f"here: {ours.sentence().en}")
-    say(f"paper: {papers.sentence().en}")
+    say(f"here: {ours.sentence().first(current())}")
+    say(f"paper: {papers.sentence().first(current())}")
     show_table(label_table(statistics), "Distortions")
     show_table(length_table(statistics), "Lengths (the paper's are unknown to us)")
     likeness = statistics.likeness

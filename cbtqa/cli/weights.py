@@ -281,5 +281,6 @@ def cache(clear: Clear = None, as_json: AsJson = False) -> None:
     for copy in copies:
         made_from = copy.record.source.name if copy.record else "stopped; the next use resumes it"
         rows.append((copy.name, made_from, size(copy.n_bytes)))
-    title = f"{'Removed from' if clear else 'Converted copies in'} {cache_folder()}"
+    folder = cache_folder()
+    title = f"Removed from {folder}" if clear else f"Converted copies in {folder}"
     show_table(Table(["name", "made from", "size"], rows, title)) if rows else say(f"{title}: none")

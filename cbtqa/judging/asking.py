@@ -332,8 +332,11 @@ def estimate_rating(
         few = whole | {"is_measured": False, "reply_tokens": reply_tokens}
         parts.append(estimate_run(service, path, items, _CriteriaTask(task), **few))
     first = parts[0]
-    more = f"; criteria with a fault are asked about again, in up to {n_rounds} rounds, on top"
-    same = {"name": first.name, "parts": (), "length_from": first.length_from + more}
+    length_from = (
+        f"{first.length_from}; criteria with a fault are asked about again, in up to {n_rounds} "
+        "rounds, on top"
+    )
+    same = {"name": first.name, "parts": (), "length_from": length_from}
     return sum_estimates(name, first.n_items, first.n_left_out, parts).model_copy(update=same)
 
 

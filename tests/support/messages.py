@@ -1,7 +1,6 @@
 """The texts of the source that reach the console, as templates: keys of the message catalogue.
 
-    python -m tests.support.messages            # what has no Chinese yet, room by room
-    python -m tests.support.messages cbtqa/llm  # of these files alone
+`scripts/untranslated` prints those that the catalogue does not hold.
 
 A template is the text with `{}` where a value stands, and `{n}` where that value is a number.
 Doors are the errors, hints, what is said and shown, tables and stages; behind a name or a call
@@ -13,12 +12,12 @@ from __future__ import annotations
 
 import ast
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-from tests.support.sources import ROOT, nodes_of, package_files, tree_of
+from cbtqa.cli.catalogue import catalogue
+from tests.support.sources import nodes_of, package_files, tree_of
 
 SAYING = frozenset({"say", "show", "waiting", "stage", "on_stage", "warning", "info", "notice"})
 """Functions whose first argument is said."""
@@ -39,6 +38,7 @@ NO_MESSAGES = frozenset(
         "default: newest",  # an origin in the manifest
         " (default: the newest {} here)",  # in help texts alone
         " (default: {})",
+        "{} (default: the newest {} here) (required) (default: {})",
         "(Example): (cbtqa .*)",
         "(cbtqa|pip|hf|git|export|python) |--",
         "df",  # names of statistics
@@ -159,15 +159,25 @@ class Module:
                 wholes = [""]
                 for value in node.values:
                     parts = [_part(value)]
-                    if isinstance(value, ast.FormattedValue) and isinstance(value.value, ast.Name):
-                        own = [t for v in self._local(value.value.id, node) for t in _texts(v)]
+                    inner = value.value if isinstance(value, ast.FormattedValue) else None
+                    if isinstance(inner, ast.Name):
+                        own = [t for v in self._local(inner.id, node) for t in _texts(v)]
                         parts += own[:MOST_CHOICES]
+                    elif isinstance(inner, ast.IfExp):
+                        parts += _texts(inner)
                     wholes = [whole + part for whole in wholes for part in parts]
                     wholes = wholes[: MOST_CHOICES**3]
                 yield from wholes
+        yield from self._all_sums()
+
+    def _all_sums(self) -> Iterator[str]:
+        """The whole sums of every function."""
         for function in self.functions.values():
             for name in {name for name, _ in _assigned(ast.walk(function))}:
-                yield from self._sums(name, function.body[0])
+                found = list(self._sums(name, function.body[0]))
+                for index, text in enumerate(found):
+                    if not any(one.startswith(text) for one in found[index + 1 :]):
+                        yield text
 
     def _behind_call(self, call: ast.Call, place: ast.AST, depth: int) -> Iterator[str]:
         name = _name(call.func)
@@ -189,7 +199,6 @@ class Module:
             for value in _doors(node):
                 for text in self.behind(value, node):
                     yield re.sub("%[sdg]", "{}", text) if is_logged else text
-
 
     def heads(self) -> Iterator[str]:
         """Columns and titles of tables, single words included."""
@@ -214,6 +223,7 @@ class Module:
             if node not in left_out and isinstance(node, ast.Constant | ast.JoinedStr):
                 texts = _joined(node) if isinstance(node, ast.JoinedStr) else _text_of(node)
                 yield from (one for one in texts if not one.endswith(" "))
+        yield from (one for one in self._all_sums() if not one.endswith(" "))
 
 
 def _text_of(node: ast.Constant) -> list[str]:
@@ -325,6 +335,8 @@ _CODE = re.compile(
     r"|\S*[\w\0][_./=\\-]\S*|\S*[_./=\\-][\w\0]\S*|`[^`]*`|'[^' ]*'"
 )
 """Commands, flags, paths and names of the code: the same in every language."""
+_LABEL = re.compile("^(error|hint|warning|note|fix): ")
+"""What the console puts before a message, and translates by itself."""
 _SOURCE = re.compile(r"\\|\nimport ")
 """Of regular expressions and programs."""
 _WORD = re.compile(r"(?<![\w\0])[A-Za-z]?[a-z]{2,}(?![\w\0])")
@@ -349,9 +361,8 @@ def required(path: Path) -> tuple[str, ...]:
     found |= {one for one in module.heads() if is_head(one)}
     if path.parent.name == "cli":
         found |= {one for one in module.prose() if has_words(one)}
-    return tuple(sorted(one for one in found - NO_MESSAGES if not _SOURCE.search(one)))
-
-
+    found = {_LABEL.sub("", one) for one in found - NO_MESSAGES if not _SOURCE.search(one)}
+    return tuple(sorted(found - {"{}"}))
 
 
 @cache
@@ -361,7 +372,7 @@ def texts_of(path: Path) -> frozenset[str]:
     for node in nodes_of(path):
         if isinstance(node, ast.JoinedStr | ast.BinOp) or _is_text(node):
             found.update(_joined(node))
-    return frozenset(found | set(Module(path).inlined()))
+    return frozenset(_LABEL.sub("", one) for one in found | set(Module(path).inlined()))
 
 
 def normal(key: str) -> str:
@@ -369,36 +380,22 @@ def normal(key: str) -> str:
     return re.sub(r"\{[ntw]?\}", "{}", key)
 
 
+@cache
+def _keys() -> frozenset[str]:
+    """The keys of the catalogue with all holes alike, and what it does to `word: message`."""
+    known = catalogue()
+    labels = (f"{word}: {{}}" for word in known.words)
+    return frozenset({*map(normal, known.keys()), *labels})
+
+
 def untranslated(path: Path) -> list[str]:
     """Templates at the doors of a file that the catalogue does not hold."""
-    from cbtqa.cli.language import catalogue
-
-    known = catalogue()
-    keys = {normal(key) for key in known.keys()}
-    plain = {*known.words, *known.exact}
-    wanted = required(path)
-    labels = {f"{word}: {{}}" for word in known.words}
     return [
         one
-        for one in wanted
-        if normal(one) not in keys | labels
-        and one.strip() not in labels
-        and _unescaped(one).strip() not in plain
+        for one in required(path)
+        if not {normal(one), one.strip(), _unescaped(one).strip()} & _keys()
     ]
 
 
 def _unescaped(text: str) -> str:
     return text.replace("{{", "{").replace("}}", "}")
-
-
-def main() -> None:
-    """Prints what is not translated."""
-    wanted = tuple(sys.argv[1:]) or ("cbtqa",)
-    for path in package_files():
-        name = path.relative_to(ROOT).as_posix()
-        if name.startswith(wanted) and (missing := untranslated(path)):
-            print(f"# {name}", *missing, sep="\n")
-
-
-if __name__ == "__main__":
-    main()

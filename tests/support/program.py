@@ -21,7 +21,7 @@ def program() -> list[str]:
 def environment(**more: str) -> dict[str, str]:
     """The environment without anything that would set cbtqa up."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("CBTQA_", "OPENAI_"))}
-    return {**kept, "NO_COLOR": "1", "COLUMNS": "120", **more}
+    return {**kept, "NO_COLOR": "1", "COLUMNS": "120", "LC_ALL": "C.UTF-8", **more}
 
 
 def run_cbtqa(
@@ -49,11 +49,13 @@ def _as_process(
 
 
 def _here(words: list[str], cwd: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    from cbtqa.cli import language
     from cbtqa.cli.main import main
 
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(cwd)
+        patch.setattr(language, "_chosen", "en")  # and so it is again for the next test
         for name in os.environ.keys() - env.keys():
             patch.delenv(name)
         for name in env:
