@@ -194,8 +194,13 @@ def in_language(text: str | Phrase, lang: Lang) -> str:
 
 
 def latex_text(text: str) -> str:
-    """Text from outside in LaTeX: one line, in which no character is a command."""
-    return re.sub(r"\s+", " ", text).translate(_LATEX_SPECIAL)
+    """Text from outside as LaTeX text of one line, for pdflatex with T1 fonts and for xelatex.
+
+    A leading bracket or star is braced: it would be an argument of the line break before it.
+    """
+    text = re.sub(r"\s+", " ", text)
+    escaped = text.translate(_LATEX_SPECIAL)
+    return f"{{{escaped[0]}}}{escaped[1:]}" if text[:1] in ("[", "*") else escaped
 
 
 def markdown_cell(text: str) -> str:
@@ -215,6 +220,18 @@ def escape_formula(text: str) -> str:
 _LATEX_SPECIAL = str.maketrans(
     {
         **{character: f"\\{character}" for character in "&%$#_{}"},
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        '"': r"\textquotedbl{}",
+        "\u2212": "$-$",
+        "\u00d7": r"$\times$",
+        "\u00b1": r"$\pm$",
+        "\u2265": r"$\geq$",
+        "\u2264": r"$\leq$",
+        "\u2260": r"$\neq$",
+        "\u03b1": r"$\alpha$",
+        "\u03ba": r"$\kappa$",
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
         "\\": r"\textbackslash{}",

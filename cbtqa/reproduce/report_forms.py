@@ -18,7 +18,7 @@ import cbtqa
 from cbtqa.records import STEP_NAMES
 from cbtqa.report.page import Head, Lang, Phrase, render_page, same
 from cbtqa.report.table import Table, in_language, latex_text
-from cbtqa.safety.notices import required_notices
+from cbtqa.safety.notices import help_text, required_notices
 
 Fact = tuple[str, Phrase, str | Phrase]
 """A figure, what it is, and what stands beside it."""
@@ -50,6 +50,11 @@ class Example:
     answers: tuple[tuple[str, str], ...]
     """System and its answer."""
     traits: tuple[Trait, ...]
+
+    @property
+    def is_in_danger(self) -> bool:
+        """Whether the question shows a sign of danger: then help lines stand beside it."""
+        return any(one.kind == "risk" and one.value != "none" for one in self.traits)
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,7 @@ def as_page(content: Content, words: Words, lang: Lang) -> str:
         is_smoke=content.is_smoke,
         step_names=STEP_NAMES,
         choices=_choices,
+        help=Phrase(zh=help_text("zh"), en=help_text("en")),
         notices=[
             Phrase(zh=zh, en=en)
             for zh, en in zip(required_notices("zh"), required_notices("en"), strict=True)

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from cbtqa.report.page import Head, Lang, Phrase, load_wording, render_page, same
 from cbtqa.report.table import Estimate, Table
+from tests.support.served import open_chromium
 
 HOSTILE = '<img src=x onerror=alert(1)>&"'
 VOID = {"meta", "br", "img", "hr", "link", "input"}
@@ -106,6 +107,25 @@ def test_a_phrase_stands_in_both_languages_and_the_page_opens_in_one(
     both = '<span class="t" lang="zh-Hans">中文</span><span class="t" lang="en">words</span>'
     assert "<h1>" + both in zh and re.search('id="in-zh" checked', zh)
     assert "<h1>" + both in en and re.search('id="in-en" checked', en)
+
+
+@pytest.mark.browser
+def test_the_switch_shows_one_language_at_a_time_without_a_script(
+    tmp_path: Path, page_maker: Callable[..., str]
+) -> None:
+    page_path = tmp_path / "page.html"
+    page_path.write_text(page_maker("中文"), encoding="utf-8")
+    with open_chromium() as browser:
+        page = browser.new_context(java_script_enabled=False).new_page()
+        page.goto(page_path.as_uri())
+        title, text = page.locator("h1"), page.locator("section p").first
+        assert (title.inner_text(), text.inner_text()) == ("中文", "中文")
+        page.focus("#in-zh")
+        page.keyboard.press("ArrowRight")
+        assert (title.inner_text(), text.inner_text()) == ("words", "words")
+        page.emulate_media(media="print")
+        assert title.inner_text() == "words"
+        assert not page.locator(".languages").is_visible()
 
 
 def test_a_phrase_that_is_the_same_in_both_languages_is_shown_once() -> None:
