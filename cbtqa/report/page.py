@@ -121,6 +121,8 @@ class Head:
     lede: Phrase
     footer: Phrase = field(default_factory=lambda: same(""))
     lang: Lang = "zh"
+    script: str = ""
+    """File in the room's `templates` whose content runs when the page is open."""
 
 
 @cache
@@ -139,14 +141,8 @@ def template_environment(package: str) -> Environment:
     return environment
 
 
-def render_page(
-    package: str, template: str, head: Head, *, script: str = "", **values: object
-) -> str:
-    """The page as one HTML document, from a template in `package/templates`; values are escaped.
-
-    Args:
-        script: file in `package/templates` whose content runs when the page is open.
-    """
+def render_page(package: str, template: str, head: Head, **values: object) -> str:
+    """The page as one HTML document, from a template in `package/templates`; values are escaped."""
     environment = template_environment(package)
     sections: list[tuple[str, Phrase]] = []
 
@@ -159,13 +155,13 @@ def render_page(
     values = {**values, **shared, "head": head, "ui": parts, "sections": sections}
     body = environment.get_template(template).render(values)
     style = files("cbtqa.report").joinpath("templates", "page.css").read_text(encoding="utf-8")
-    own = files(package).joinpath("templates", script).read_text("utf-8") if script else ""
-    digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+    script = head.script and files(package).joinpath("templates", head.script).read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html.j2").render(
         head=head,
         lang=head.lang,
         body=Markup(body),
         style=Markup(font_css(body) + style),
-        script=Markup(own),
+        script=Markup(script),
         script_hash=f"sha256-{digest}",
     )

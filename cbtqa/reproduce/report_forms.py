@@ -95,6 +95,7 @@ def as_page(content: Content, words: Words, lang: Lang) -> str:
             lede=words["lede"],
             footer=words["footer"].fill(version=cbtqa.__version__),
             lang=lang,
+            script="finder.js",
         ),
         parts=content.parts,
         facts=content.facts,
@@ -107,7 +108,6 @@ def as_page(content: Content, words: Words, lang: Lang) -> str:
             Phrase(zh=zh, en=en)
             for zh, en in zip(required_notices("zh"), required_notices("en"), strict=True)
         ],
-        script="finder.js",
     )
 
 
