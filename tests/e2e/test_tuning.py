@@ -45,7 +45,7 @@ STEPS = (
 )
 N_LEARNT = 72
 """Characters of the answer that is learnt: the time that it takes grows with them."""
-ANSWER = ("--split", "train", "--limit", "1", "--max-new-tokens", "300")
+ANSWER = ("--split", "train", "--limit", "1", "--max-new-tokens", "1000")
 SCORE = ("--split", "train", "--metrics", "chrf2,bleu_zh", "--bootstrap", "0")
 
 
