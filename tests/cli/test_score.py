@@ -13,23 +13,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-PROGRAM = (
-    "import cbtqa.cli.main as program\n"
-    "from cbtqa.cli.score import compare\n"
-    "from cbtqa.cli.score import score\n"
-    "known = {one.name for one in program.app.registered_commands}\n"
-    "for name, command in (('score', score), ('compare', compare)):\n"
-    "    if name not in known:\n"
-    "        program.app.command(name)(command)\n"
-    "program.main()\n"
-)
+from tests.support.program import run_cbtqa
 
 
-def cbtqa(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs the program."""
-    return subprocess.run(
-        [sys.executable, "-c", PROGRAM, *map(str, words)], capture_output=True, text=True, cwd=cwd
-    )
+def cbtqa(
+    *words: str | Path, cwd: Path | None = None, as_process: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Runs the program, in this process if not told otherwise."""
+    return run_cbtqa(*words, cwd=cwd or Path.cwd(), code=None, as_process=as_process)
 
 
 def write(path: Path, column: str, n_rows: int, tail: str) -> Path:
@@ -172,15 +163,16 @@ def test_a_hundred_pairs_take_about_two_seconds_with_start(files: dict[str, Path
         return spent.ru_utime + spent.ru_stime
 
     before = used()
-    done = cbtqa("score", files["a"], "--ref", files["ref"], "--metrics", "lexical", "--json")
-    assert done.returncode == 0
+    words = ("score", files["a"], "--ref", files["ref"], "--metrics", "lexical", "--json")
+    assert cbtqa(*words, as_process=True).returncode == 0
     # four seconds here is the alarm for a slow import; the measured figure is in docs/metrics.md
     assert used() - before < 4
 
 
 def test_no_large_library_is_loaded_for_a_small_job(files: dict[str, Path]) -> None:
-    program = PROGRAM.replace("program.main()", "import sys\ntry:\n    program.main()\n") + (
-        "finally:\n    print(sorted({'torch', 'pandas', 'scipy.stats', 'nltk', 'evaluate'}"
+    program = (
+        "import sys\nfrom cbtqa.cli.main import main\ntry:\n    main()\nfinally:\n"
+        "    print(sorted({'torch', 'pandas', 'scipy.stats', 'nltk', 'evaluate'}"
         " & set(sys.modules)), file=sys.stderr)\n"
     )
     done = subprocess.run(
@@ -263,7 +255,6 @@ def test_the_first_error_names_the_sample_that_comes_along(
     files: dict[str, Path], words: list[str], wanted: str
 ) -> None:
     from cbtqa.psyqa import bundled_sample_path
-    from tests.support.program import run_cbtqa
 
     given = [word.format(**files) for word in words]
     told = run_cbtqa(*given, cwd=files["a"].parent, code=2).stderr

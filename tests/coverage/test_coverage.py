@@ -13,13 +13,22 @@ import pytest
 from tests.coverage.all_cases import CASES, SLOW
 from tests.coverage.cases import COVERAGE, TYPE_I, Case, faults
 
-SUITE = [case for case in CASES if case.tier == "suite"]
+SUITE = [
+    pytest.param(
+        case,
+        id=f"{case.room}: {case.name}",
+        # its figures are of the same reports, which are made once in a process
+        marks=pytest.mark.xdist_group("reports") if case.room == "distortions evaluate" else (),
+    )
+    for case in CASES
+    if case.tier == "suite"
+]
 HALVED_FROM = 500
 """Trials of which the first half are enough where they find nothing. Of intervals that hold 0.90 in
 place of 0.95 that finds 94 % (all 500: 99 %), of those that hold 0.88 99 %; the bench runs all."""
 
 
-@pytest.mark.parametrize("case", SUITE, ids=lambda case: f"{case.room}: {case.name}")
+@pytest.mark.parametrize("case", SUITE)
 def test_it_holds_its_level(case: Case) -> None:
     n_first = case.n_trials // 2
     if case.n_trials >= HALVED_FROM and not faults(case, case.run(n_first)):

@@ -38,6 +38,7 @@ MORE: dict[str, tuple[str, ...]] = {
     "score": ("--metrics", "chrf2"),
     "compare": ("--metrics", "chrf2"),
     "simulate judge": ("--rules", "--instrument", "tes"),
+    "distortions train": ("--folds", "2"),
     "distortions agree": ("{good}/others.jsonl",),
     "rate new": ("--n", "4", "--raters", "2"),
     "rate unblind": ("--by", "Li Hua"),
@@ -59,7 +60,7 @@ NEEDED = {
     *("compare predictions", "judge predictions", "judge --questions", "simulate export sessions"),
     *("simulate judge sessions", "simulate analyse source", "simulate lint path"),
     *("simulate profiles source", "simulate run study", "build-dataset input", "data check file"),
-    "doctor data",
+    *("doctor data", "simulate corpus study"),
 }
 """Places without which a command does nothing, or something else, though it may go without."""
 OUT = {
@@ -90,7 +91,7 @@ GOOD: dict[str, str] = {
     "compare predictions": "scores",
     "judge --human": "ratings.jsonl",
     "simulate profiles source": "profiles.yaml",
-    "simulate corpus study": "study.yaml",
+    "simulate corpus study": "course.yaml",
     "simulate run study": "study.yaml",
     "simulate export sessions": "played",
     "simulate export --serve": "study.yaml",
@@ -325,6 +326,12 @@ def _write_sessions(folder: Path) -> None:
         "id: s\napproach: act\nturns: {min: 1, max: 2}\npatients: {ready: test, n: 2}\n"
         "arms:\n  - name: a\n    therapist: {scripted: present}\n"
         "  - name: b\n    therapist: {scripted: present}\n",
+    )
+    write_text(
+        folder / "course.yaml",
+        "id: c\napproach: cbt\nwritten: true\nsessions: 2\npatients: {draw: cbt, n: 1}\n"
+        "arms:\n  - {name: a, therapist: {scripted: attentive}}\n"
+        "pairs: {rejected: {scripted: plain}}\n",
     )
     write_text(
         folder / "profiles.yaml",
