@@ -67,8 +67,11 @@ def sample_of(human: Path, judged: Iterable[Path]) -> HumanSample | None:
     """`random` where a rating study drew from these very files, as `cbtqa rate new` does by lot.
 
     Known by the study's folder, in which the ratings lie, and the hashes of its inputs; None where
-    they tell nothing.
+    they tell nothing, as of the folder of a dataset.
     """
+    judged = list(judged)
+    if not all(one.is_file() for one in judged):
+        return None
     study = next((p / "study.json" for p in human.parents[:2] if (p / "study.json").exists()), None)
     if study is None:
         return None

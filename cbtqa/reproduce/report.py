@@ -341,9 +341,10 @@ def _judged(run: Run, words: Words) -> Iterator[Part]:
     found: JudgeReport | None = run.read(f"judged/{REPORT_NAME}", JudgeReport)
     if found is not None:
         tables = tuple(report_tables(found))
-        yield Part(
-            "judged", words["judged.title"], words["judged.lede"], tables, notes=found.alarms
-        )
+        # ratings of an earlier cbtqa have their alarms in English alone
+        both = zip(found.alarms_zh or found.alarms, found.alarms, strict=True)
+        notes = tuple(Phrase(zh=zh, en=en) for zh, en in both)
+        yield Part("judged", words["judged.title"], words["judged.lede"], tables, notes=notes)
 
 
 def _study(run: Run, words: Words) -> Iterator[Part]:

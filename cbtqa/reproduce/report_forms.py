@@ -67,7 +67,10 @@ class Part:
     tables: tuple[Table, ...] = ()
     charts: tuple[tuple[Markup, Phrase], ...] = ()
     examples: tuple[Example, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[str | Phrase, ...] = ()
+
+    def notes_in(self, lang: Lang) -> list[str]:
+        return [in_language(one, lang) for one in self.notes]
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ def as_markdown(content: Content, words: Words, lang: Lang) -> str:
             title = table.title_in(lang)
             lines += [f"**{title}**\n"] if title else []
             lines.append(table.markdown(lang))
-        lines += [f"- {note}" for note in part.notes]
+        lines += [f"- {note}" for note in part.notes_in(lang)]
     lines += ["", *(f"> {notice}" for notice in required_notices(lang)), ""]
     return "\n".join(lines)
 
@@ -144,7 +147,8 @@ def as_latex(content: Content, words: Words, lang: Lang) -> str:
             lines += [r"\begin{table}[htbp]", r"\centering\small"]
             lines += [rf"\caption{{{latex_text(title)}}}\label{{tab:{label}}}"]
             lines += [r"\fitted{%", table.latex(lang) + "}", r"\end{table}", ""]
-        lines += [r"\clearpage"] if part.tables else []
+        if part.tables:
+            lines += [*(latex_text(note) + r"\par" for note in part.notes_in(lang)), r"\clearpage"]
     lines += [latex_text(notice) + r"\par" for notice in required_notices(lang)]
     return "\n".join([*lines, r"\end{document}", ""])
 
@@ -172,7 +176,7 @@ def as_json(content: Content) -> dict[str, Any]:
             part.anchor: {
                 "title": part.title.en,
                 "tables": [{"title": t.title_in("en"), "rows": t.records()} for t in part.tables],
-                "notes": list(part.notes),
+                "notes": part.notes_in("en"),
             }
             for part in content.parts
         },

@@ -775,6 +775,7 @@ def test_a_rating_study_on_the_same_files_is_known_to_be_drawn_by_lot(tmp_path: 
     (tmp_path / "other.jsonl").write_text("{}\n")
     assert sample_of(human, [tmp_path / "other.jsonl"]) is None
     assert sample_of(tmp_path / "a.jsonl", given["predictions"]) is None
+    assert sample_of(human, [study]) is None  # a folder, such as a dataset's
 
 
 def test_where_all_answers_were_rated_nothing_hangs_on_how_they_were_drawn(tmp_path: Path) -> None:
