@@ -127,8 +127,7 @@ class Table:
         heads, rows = self.cells(lang)
         sides = "".join("r" if right else "l" for right in self.is_figures)
         head, *body = (
-            " & ".join(text.translate(_LATEX_SPECIAL) for text in line) + r" \\"
-            for line in (heads, *rows)
+            " & ".join(latex_text(text) for text in line) + r" \\" for line in (heads, *rows)
         )
         lines = [rf"\begin{{tabular}}{{{sides}}}", r"\toprule", head, r"\midrule", *body]
         return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
@@ -209,9 +208,31 @@ def escape_formula(text: str) -> str:
     return "'" + text if text[:1] and text[0] in FORMULA_STARTS else text
 
 
+def latex_text(text: str) -> str:
+    """Text from outside as LaTeX text, for pdflatex with T1 fonts and for xelatex.
+
+    A leading bracket or star is braced: behind the `\\\\` of the row before, it would be an argument.
+    """
+    text = re.sub(r"\s+", " ", text)
+    escaped = text.translate(_LATEX_SPECIAL)
+    return f"{{{escaped[0]}}}{escaped[1:]}" if text[:1] in ("[", "*") else escaped
+
+
 _LATEX_SPECIAL = str.maketrans(
     {
         **{character: f"\\{character}" for character in "&%$#_{}"},
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        '"': r"\textquotedbl{}",
+        "\u2212": "$-$",
+        "\u00d7": r"$\times$",
+        "\u00b1": r"$\pm$",
+        "\u2265": r"$\geq$",
+        "\u2264": r"$\leq$",
+        "\u2260": r"$\neq$",
+        "\u03b1": r"$\alpha$",
+        "\u03ba": r"$\kappa$",
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
         "\\": r"\textbackslash{}",

@@ -33,7 +33,7 @@ from cbtqa.ratings.results import Score, StudyReport
 from cbtqa.records import STEP_NAMES
 from cbtqa.report.charts import Interval, Line, interval_chart, line_chart
 from cbtqa.report.page import Head, Lang, Phrase, load_wording, render_page, same
-from cbtqa.report.table import AnyColumn, Cell, Column, Estimate, Table
+from cbtqa.report.table import AnyColumn, Cell, Column, Estimate, Table, latex_text
 from cbtqa.report.words import count, digits, estimate
 from cbtqa.reproduce.pipeline import EXPERIMENT_NAME, Experiment, versions_of
 from cbtqa.reproduce.stages import ReportSettings, n_ratings
@@ -114,7 +114,7 @@ class Run:
 
 
 def write_report(settings: ReportSettings) -> list[Path]:
-    """Writes `report.html`, `report.md` and `report.json`, as asked for."""
+    """Writes `report.html`, `report.md`, `report.json` and `report.tex`, as asked for."""
     words, lang = load_wording(__package__, "wording.yaml"), settings.lang
     runs = [Run.open(root) for root in settings.runs]
     out = settings.out or settings.runs[0]
@@ -122,11 +122,13 @@ def write_report(settings: ReportSettings) -> list[Path]:
     facts = [fact for run in runs for fact in _facts(run, words, is_one=len(runs) == 1)]
     written = []
     for name in dict.fromkeys(settings.format_):
-        path = out / f"report.{name}"
+        path = out / f"report.{'tex' if name == 'latex' else name}"
         if name == "html":
             write_text(path, _page(runs, parts, facts, words, lang))
         elif name == "md":
             write_text(path, _markdown(runs, parts, facts, words, lang))
+        elif name == "latex":
+            write_text(path, _latex(runs, parts, words, lang))
         else:
             write_json(path, _as_json(runs, parts, facts))
         written.append(path)
@@ -495,6 +497,43 @@ def _markdown(
         lines += [f"- {note}" for note in part.notes]
     lines += ["", *(f"> {notice}" for notice in required_notices(lang)), ""]
     return "\n".join(lines)
+
+
+LATEX_HEAD = r"""\documentclass{article}
+\usepackage{iftex}
+\ifpdftex\usepackage[T1]{fontenc}\usepackage{textcomp}\else\usepackage{fontspec}\fi
+\usepackage{booktabs,adjustbox}
+\usepackage[margin=2cm]{geometry}
+"""
+LATEX_CHINESE = r"\ifxetex\IfFileExists{xeCJK.sty}{\usepackage{xeCJK}}{}\fi % Chinese: use xelatex"
+
+
+def _latex(runs: Sequence[Run], parts: list[Part], words: Words, lang: Lang) -> str:
+    """The tables of every section as a document of booktabs tables; the examples are left out."""
+    lines = [rf"\section*{{{latex_text(_title(runs, words).first(lang))}}}"]
+    if any(run.experiment.is_smoke for run in runs):
+        lines.append(rf"\textbf{{{latex_text(words['smoke.text'].first(lang))}}}")
+    for part in parts:
+        if not part.tables:
+            continue
+        lines.append(f"\n\\subsection*{{{latex_text(part.title.first(lang))}}}")
+        if part.lede.first(lang):
+            lines.append(latex_text(part.lede.first(lang)))
+        for table in part.tables:
+            title = latex_text(table.title_in(lang) or part.title.first(lang))
+            lines.append(rf"\par\medskip\noindent {title}\par\smallskip\noindent")
+            fitted = r"\begin{adjustbox}{max width=\linewidth,max totalheight=0.8\textheight}"
+            lines.append(f"{fitted}\n{table.latex(lang)}\\end{{adjustbox}}")
+    lines += [latex_text(note) + r"\par" for part in parts for note in part.notes if part.tables]
+    lines += [r"\medskip", *(latex_text(one) + r"\par" for one in required_notices(lang))]
+    body = "\n".join(lines)
+    chinese = sorted({one for one in body if "\u2e80" <= one <= "\uffef"})
+    # pdflatex has no Chinese: it prints a question mark instead of stopping at each character
+    marks = [rf"\ifpdftex\DeclareUnicodeCharacter{{{ord(one):04X}}}{{?}}\fi" for one in chinese]
+    head = LATEX_HEAD + "".join(
+        f"{line}\n" for line in ([LATEX_CHINESE, *marks] if chinese else [])
+    )
+    return f"{head}\\begin{{document}}\n{body}\n\\end{{document}}\n"
 
 
 def _as_json(runs: Sequence[Run], parts: list[Part], facts: list[Fact]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class ReproduceSettings(Settings):
     agreement forbids it without permission; recorded."""
 
 
-FORMATS = ("html", "md", "json")
+FORMATS = ("html", "md", "json", "latex")
 
 
 class ReportSettings(Settings):
@@ -79,7 +79,7 @@ class ReportSettings(Settings):
     out: Path | None = None
     """Folder of the report. Default: the first experiment's."""
     format_: tuple[str, ...] = ("html",)
-    """html, md or json. May be repeated."""
+    """html, md, json or latex. May be repeated."""
     lang: Lang = "en"
     """Main language: en or zh."""
 

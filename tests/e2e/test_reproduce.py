@@ -24,7 +24,7 @@ backbones: {baichuan: null, llama-chinese: null}
 finetune: {preset: paper, limit: 8}
 generate: {decoding: card, max_new_tokens: 96}
 """
-REPORTS = ("report.html", "report.md", "report.json")
+REPORTS = ("report.html", "report.md", "report.json", "report.tex")
 KILLED_AT = ("finetune:baichuan: to do", "training", "generate:llama-chinese: to do", "scoring")
 """What the program says when it is killed: between stages, in training, before answers, in scores."""
 
@@ -78,7 +78,7 @@ def test_a_run_killed_in_four_stages_reports_byte_for_byte_what_an_unkilled_one_
 
 
 def _is_a_whole_report(folder: Path) -> None:
-    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    report = json.loads((folder / "report.json", "report.tex").read_text(encoding="utf-8"))
     assert report["runs"][0]["smoke"] is True
     parts = report["parts"]
     wanted = {"table-1", "table-3", "table-4", "compared", "table-5", "losses", "rejects"}

@@ -81,6 +81,12 @@ def test_markdown_and_latex_keep_foreign_text_in_its_cell(table: Table) -> None:
     assert r"\begin{tabular}{lr}" in latex
 
 
+def test_a_latex_row_that_begins_with_a_bracket_is_no_argument_of_the_row_before() -> None:
+    latex = Table(["a", "b"], [["x", 1], ["[0.1, 0.2]", "< 0.01"], ["*", "−3"]]).latex()
+    assert r"{[}0.1, 0.2] & \textless{} 0.01 \\" in latex
+    assert r"{*} & $-$3 \\" in latex
+
+
 def test_figures_are_set_to_the_right_and_text_to_the_left() -> None:
     rows = [("12", "3/5", "0.1 [0.0, 0.2]", None, "R1", Phrase(zh="甲", en="a"))]
     assert Table(list("abcdef"), rows).is_figures == [False, True, True, True, False, False]
