@@ -185,9 +185,12 @@ def _page(kind: str, lang: Lang, lede: Phrase, **values: object) -> str:
         head,
         words=words,
         kind=kind,
-        help=help_text(lang),
+        help=Phrase(zh=help_text("zh"), en=help_text("en")),
         content_warning=Phrase(zh=content_warning("zh"), en=content_warning("en")),
-        notices=required_notices(lang),
+        notices=[
+            Phrase(zh=zh, en=en)
+            for zh, en in zip(required_notices("zh"), required_notices("en"), strict=True)
+        ],
         **values,
     )
 

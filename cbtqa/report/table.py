@@ -211,7 +211,7 @@ def escape_formula(text: str) -> str:
 def latex_text(text: str) -> str:
     """Text from outside as LaTeX text, for pdflatex with T1 fonts and for xelatex.
 
-    A leading bracket or star is braced: behind the `\\\\` of the row before, it would be an argument.
+    A leading bracket or star is braced: it would be an argument of the line break before it.
     """
     text = re.sub(r"\s+", " ", text)
     escaped = text.translate(_LATEX_SPECIAL)

@@ -135,7 +135,7 @@ def write_report(settings: ReportSettings) -> list[Path]:
     return written
 
 
-Fact = tuple[str, Phrase, str]
+Fact = tuple[str, Phrase, Phrase]
 """A figure, what it is, and what stands beside it."""
 Words = dict[str, Phrase]
 
@@ -148,22 +148,22 @@ def _facts(run: Run, words: Words, *, is_one: bool) -> Iterator[Fact]:
     statistics, scores = run.statistics(), run.scores()
     if statistics:
         theirs = paper_table("cbt-llm", "dataset").value("n_entries")
-        context = f"{name}{words['facts.paper'].en}: {count(theirs)}"
+        context = words["facts.paper"].fill(name=name, n=count(theirs))
         yield count(statistics.n_entries), words["facts.entries"], context
     if scores and (best := _best(scores)):
         metric, system, shown = best
         printed = _printed_best(metric)
         label = words["facts.best"].fill(metric=label_of(metric), system=system)
-        yield shown, label, f"{name}{printed}"
+        yield shown, label, Phrase(zh=name + printed.zh, en=name + printed.en)
     found: Comparison | None = run.read(f"compared/{COMPARISON_NAME}", Comparison)
     if found:
         tested = [one for one in found.pairs if one.p_adjusted is not None]
         differ = sum((one.p_adjusted or 0) < 0.05 for one in tested)
         if tested:
-            yield f"{differ} / {len(tested)}", words["facts.differ"], name.removesuffix(": ")
+            yield f"{differ} / {len(tested)}", words["facts.differ"], same(name.removesuffix(": "))
     analysis: AnalysisReport | None = run.read(f"analysis/{JSON_NAME}", AnalysisReport)
     if analysis:
-        yield count(analysis.n_sessions), words["facts.sessions"], name.removesuffix(": ")
+        yield count(analysis.n_sessions), words["facts.sessions"], same(name.removesuffix(": "))
 
 
 def _best(scores: ScoreReport) -> tuple[str, str, str] | None:
@@ -183,13 +183,14 @@ def _best(scores: ScoreReport) -> tuple[str, str, str] | None:
     return None
 
 
-def _printed_best(metric: str) -> str:
+def _printed_best(metric: str) -> Phrase:
     table = paper_table("cbt-llm", "scores")
     known = {row: cell for row in table.rows if (cell := table.rows[row][metric])}
     if not known:
-        return f"{source_of('cbt-llm', 'scores')}: not known to us"
+        source = source_of("cbt-llm", "scores")
+        return Phrase(zh=f"{source}：我们不知道", en=f"{source}: not known to us")
     row = max(known, key=lambda one: known[one].value)
-    return f"{source_of('cbt-llm', 'scores')}: {known[row].printed} ({row})"
+    return same(f"{source_of('cbt-llm', 'scores')}: {known[row].printed} ({row})")
 
 
 # --- the sections --------------------------------------------------------------------------------
@@ -474,7 +475,10 @@ def _page(
         words=words,
         is_smoke=any(run.experiment.is_smoke for run in runs),
         step_names=STEP_NAMES,
-        notices=required_notices(lang),
+        notices=[
+            Phrase(zh=zh, en=en)
+            for zh, en in zip(required_notices("zh"), required_notices("en"), strict=True)
+        ],
     )
 
 
@@ -485,7 +489,10 @@ def _markdown(
     if any(run.experiment.is_smoke for run in runs):
         lines.append(f"**{words['smoke.text'].first(lang)}**\n")
     for shown, what, beside in facts:
-        lines.append(f"- {shown}: {what.first(lang)}" + (f" ({beside})" if beside else ""))
+        lines.append(
+            f"- {shown}: {what.first(lang)}"
+            + (f" ({context})" if (context := beside.first(lang)) else "")
+        )
     for part in parts:
         lines.append(f"\n## {part.title.first(lang)}\n")
         if part.lede.first(lang):
@@ -548,7 +555,7 @@ def _as_json(runs: Sequence[Run], parts: list[Part], facts: list[Fact]) -> dict[
             for run in runs
         ],
         "facts": [
-            {"value": value, "what": what.en, "beside": beside} for value, what, beside in facts
+            {"value": value, "what": what.en, "beside": beside.en} for value, what, beside in facts
         ],
         "parts": {
             part.anchor: {

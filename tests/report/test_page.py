@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from cbtqa.report.page import Head, Lang, Phrase, load_wording, render_page, same
 from cbtqa.report.table import Estimate, Table
+from tests.support.served import open_chromium
 
 HOSTILE = '<img src=x onerror=alert(1)>&"'
 VOID = {"meta", "br", "img", "hr", "link", "input"}
@@ -97,14 +98,34 @@ def test_text_from_outside_cannot_become_markup(page_maker: Callable[..., str]) 
     assert html.count("&lt;img src=x") >= 9
 
 
-def test_the_main_language_leads_and_the_other_one_accompanies(
-    page_maker: Callable[..., str],
-) -> None:
+def test_a_page_holds_both_languages_and_opens_in_its_own(page_maker: Callable[..., str]) -> None:
     zh, en = page_maker("中文"), page_maker("中文", lang="en")
     assert '<html lang="zh-Hans">' in zh
     assert '<html lang="en">' in en
-    assert re.search(r"<h1>中文<span[^>]*>words</span>", zh)
-    assert re.search(r"<h1>words<span[^>]*>中文</span>", en)
+    assert re.findall(r'id="show-(\w+)" checked', zh + en) == ["zh", "en"]
+    for page in (zh, en):
+        assert re.search(
+            r'<h1><span[^>]*"zh-Hans">中文</span><span[^>]*"en">words</span></h1>', page
+        )
+
+
+@pytest.mark.browser
+def test_the_switch_shows_one_language_at_a_time_without_a_script(
+    tmp_path: Path, page_maker: Callable[..., str]
+) -> None:
+    page_path = tmp_path / "page.html"
+    page_path.write_text(page_maker("中文"), encoding="utf-8")
+    with open_chromium() as browser:
+        page = browser.new_context(java_script_enabled=False).new_page()
+        page.goto(page_path.as_uri())
+        title, text = page.locator("h1"), page.locator("section p").first
+        assert (title.inner_text(), text.inner_text()) == ("中文", "中文")
+        page.focus("#show-zh")
+        page.keyboard.press("ArrowRight")
+        assert (title.inner_text(), text.inner_text()) == ("words", "words")
+        page.emulate_media(media="print")
+        assert title.inner_text() == "words"
+        assert not page.locator(".langs").is_visible()
 
 
 def test_a_phrase_that_is_the_same_in_both_languages_is_shown_once() -> None:
