@@ -3,14 +3,15 @@
     render_page("cbtqa.hub", "preview.html.j2", Head(title, kicker, lede), files=table, ...)
 
 The room's template extends `body.html.j2` and fills its blocks `opening` and `main` with the parts
-that `parts.html.j2` knows (`ui.section`, `ui.table`, `ui.figure`, ...). No script, no request to
-anywhere: fonts and styles are inside, and a content-security policy says so. Everything that is
+that `parts.html.j2` knows (`ui.section`, `ui.table`, `ui.figure`, ...). No request to anywhere, no
+script but one of ours where a page names it: a content-security policy says so. Everything that is
 not `Markup` is escaped: question text and model text cannot become HTML.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -136,8 +137,14 @@ def template_environment(package: str) -> Environment:
     return environment
 
 
-def render_page(package: str, template: str, head: Head, **values: object) -> str:
-    """The page as one HTML document, from a template in `package/templates`; values are escaped."""
+def render_page(
+    package: str, template: str, head: Head, *, script_name: str = "", **values: object
+) -> str:
+    """The page as one HTML document, from a template in `package/templates`; values are escaped.
+
+    Args:
+        script_name: our own script among the templates; the page's policy lets its hash alone run.
+    """
     environment = template_environment(package)
     sections: list[tuple[str, Phrase]] = []
 
@@ -150,6 +157,14 @@ def render_page(package: str, template: str, head: Head, **values: object) -> st
     values = {**values, **shared, "head": head, "ui": parts, "sections": sections}
     body = environment.get_template(template).render(values)
     style = files("cbtqa.report").joinpath("templates", "page.css").read_text(encoding="utf-8")
+    script = ""
+    if script_name:
+        script = files(package).joinpath("templates", script_name).read_text(encoding="utf-8")
     return environment.get_template("page.html.j2").render(
-        head=head, lang=head.lang, body=Markup(body), style=Markup(font_css(body) + style)
+        head=head,
+        lang=head.lang,
+        body=Markup(body),
+        style=Markup(font_css(body) + style),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

@@ -12,13 +12,14 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from markupsafe import Markup
 
 import cbtqa
 from cbtqa.dataset.stats import DatasetStatistics, folder_statistics
 from cbtqa.dataset_folder import DatasetFolder
+from cbtqa.distortions.taxonomy import shipped_concepts
 from cbtqa.errors import DataError
 from cbtqa.files import parse_record, read_json, read_rows, write_json, write_text
 from cbtqa.judging.report import JudgeReport, report_tables
@@ -42,7 +43,7 @@ from cbtqa.simulation.analysis.group_tables import attributes_table, wins_table
 from cbtqa.simulation.analysis.results import AnalysisReport
 from cbtqa.simulation.analysis.run import JSON_NAME
 
-N_EXAMPLES = 3
+N_EXAMPLES = 30
 CHARTED = ("bleu_jieba", "meteor_jieba", "chrf2", "bertscore")
 """Metrics of Table 4 that get a chart of intervals."""
 
@@ -58,6 +59,14 @@ class Example:
     evidence: tuple[str, ...]
     answers: tuple[tuple[str, str], ...]
     """System and its answer."""
+    risk: str
+    types: tuple[str, ...]
+    """Ids of the distortions."""
+
+    @property
+    def missing(self) -> list[str]:
+        """Steps that the dataset's answer does not have."""
+        return [name for name in STEP_NAMES if name not in dict(self.steps)]
 
 
 @dataclass(frozen=True)
@@ -71,6 +80,12 @@ class Part:
     charts: tuple[tuple[Markup, Phrase], ...] = ()
     examples: tuple[Example, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def choices(self, name: Literal["risk", "types", "missing"]) -> list[str]:
+        """What the examples have of it, in order; `-` for those that have none."""
+        values = [getattr(one, name) for one in self.examples]
+        lists = [[one] if isinstance(one, str) else one or ["-"] for one in values]
+        return sorted({value for found in lists for value in found})
 
 
 @dataclass(frozen=True)
@@ -401,7 +416,7 @@ def _examples(run: Run, words: Words) -> Iterator[Part]:
     for row in folder.rows("test"):
         if row["id"] in shared and len(found) < N_EXAMPLES:
             found.append(_example(row, answers))
-    lede = words["examples.lede"]
+    lede = words["examples.lede"].fill(n=len(found))
     yield Part("examples", words["examples.title"], lede, examples=tuple(found))
 
 
@@ -415,6 +430,8 @@ def _example(row: dict[str, Any], answers: dict[str, dict[str, str]]) -> Example
         answers=tuple(
             (name, texts[row["id"]]) for name, texts in answers.items() if row["id"] in texts
         ),
+        risk=row["risk"],
+        types=tuple(dict.fromkeys(one["id"] for one in row["distortions"] or ())),
     )
 
 
@@ -475,6 +492,8 @@ def _page(
         words=words,
         is_smoke=any(run.experiment.is_smoke for run in runs),
         step_names=STEP_NAMES,
+        concepts=shipped_concepts(),
+        script_name="filter.js",
         notices=[
             Phrase(zh=zh, en=en)
             for zh, en in zip(required_notices("zh"), required_notices("en"), strict=True)

@@ -96,7 +96,7 @@ def test_ten_examples_show_all_five_steps_by_name_in_both_languages(html: str) -
     assert html.count('<article class="example"') == 10
     for name in STEP_NAMES:
         phrase = wording()[f"texts.{name}"]
-        assert html.count(f"<dt>{phrase.zh} <span") >= 10
+        assert html.count(f'<dt><span class="t" lang="zh-Hans">{phrase.zh}</span>') >= 10
         assert phrase.en in html
 
 
@@ -220,7 +220,8 @@ def test_tokens_that_were_not_counted_are_not_called_free(folder) -> None:
 def test_the_english_report_reads_in_english(folder) -> None:
     html = dataset_report(folder, lang="en")
     assert "every item is accounted for" in visible(html)
-    assert re.search(r"<h1>A Chinese CBT question-answering dataset<span", html)
+    assert "A Chinese CBT question-answering dataset</span></h1>" in html
+    assert 'id="show-en" checked' in html
 
 
 def test_a_dataset_of_which_everything_was_rejected_still_has_a_report(tmp_path) -> None:
