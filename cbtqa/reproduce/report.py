@@ -38,7 +38,7 @@ from cbtqa.report.table import AnyColumn, Cell, Column, Estimate, Table, latex_t
 from cbtqa.report.words import count, digits, estimate
 from cbtqa.reproduce.pipeline import EXPERIMENT_NAME, Experiment, versions_of
 from cbtqa.reproduce.stages import ReportSettings, n_ratings
-from cbtqa.safety.notices import required_notices
+from cbtqa.safety.notices import help_text, required_notices
 from cbtqa.simulation.analysis.group_tables import attributes_table, wins_table
 from cbtqa.simulation.analysis.results import AnalysisReport
 from cbtqa.simulation.analysis.run import JSON_NAME
@@ -494,6 +494,7 @@ def _page(
         step_names=STEP_NAMES,
         concepts=shipped_concepts(),
         script_name="filter.js",
+        help=Phrase(zh=help_text("zh"), en=help_text("en")),
         notices=[
             Phrase(zh=zh, en=en)
             for zh, en in zip(required_notices("zh"), required_notices("en"), strict=True)
