@@ -79,7 +79,11 @@ class Part:
     tables: tuple[Table, ...] = ()
     charts: tuple[tuple[Markup, Phrase], ...] = ()
     examples: tuple[Example, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[str | Phrase, ...] = ()
+
+    def notes_in(self, lang: Lang) -> list[str]:
+        """The notes in one language, where they have both."""
+        return [one if isinstance(one, str) else one.first(lang) for one in self.notes]
 
     def choices(self, name: Literal["risk", "types", "missing"]) -> list[str]:
         """What the examples have of it, in order; `-` for those that have none."""
@@ -335,9 +339,10 @@ def _judged(run: Run, words: Words) -> Iterator[Part]:
     found: JudgeReport | None = run.read(f"judged/{REPORT_NAME}", JudgeReport)
     if found is not None:
         tables = tuple(report_tables(found))
-        yield Part(
-            "judged", words["judged.title"], words["judged.lede"], tables, notes=found.alarms
-        )
+        # ratings of an earlier cbtqa have their alarms in English alone
+        both = zip(found.alarms_zh or found.alarms, found.alarms, strict=True)
+        notes = tuple(Phrase(zh=zh, en=en) for zh, en in both)
+        yield Part("judged", words["judged.title"], words["judged.lede"], tables, notes=notes)
 
 
 def _study(run: Run, words: Words) -> Iterator[Part]:
@@ -521,7 +526,7 @@ def _markdown(
             title = table.title_in(lang)
             lines += [f"**{title}**\n"] if title else []
             lines.append(table.markdown(lang))
-        lines += [f"- {note}" for note in part.notes]
+        lines += [f"- {note}" for note in part.notes_in(lang)]
     lines += ["", *(f"> {notice}" for notice in required_notices(lang)), ""]
     return "\n".join(lines)
 
@@ -551,7 +556,9 @@ def _latex(runs: Sequence[Run], parts: list[Part], words: Words, lang: Lang) -> 
             lines.append(rf"\par\medskip\noindent {title}\par\smallskip\noindent")
             fitted = r"\begin{adjustbox}{max width=\linewidth,max totalheight=0.8\textheight}"
             lines.append(f"{fitted}\n{table.latex(lang)}\\end{{adjustbox}}")
-    lines += [latex_text(note) + r"\par" for part in parts for note in part.notes if part.tables]
+    lines += [
+        latex_text(note) + r"\par" for part in parts for note in part.notes_in(lang) if part.tables
+    ]
     lines += [r"\medskip", *(latex_text(one) + r"\par" for one in required_notices(lang))]
     body = "\n".join(lines)
     chinese = sorted({one for one in body if "\u2e80" <= one <= "\uffef"})
@@ -581,7 +588,7 @@ def _as_json(runs: Sequence[Run], parts: list[Part], facts: list[Fact]) -> dict[
             part.anchor: {
                 "title": part.title.en,
                 "tables": [{"title": t.title_in("en"), "rows": t.records()} for t in part.tables],
-                "notes": list(part.notes),
+                "notes": part.notes_in("en"),
             }
             for part in parts
         },

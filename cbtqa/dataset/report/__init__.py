@@ -28,7 +28,7 @@ def dataset_report(
     Args:
         manifest: read from the folder by default; a build passes its own, not yet written.
         statistics: counted from the folder by default.
-        lang: language of headings and sentences; headings carry the other one beside them.
+        lang: the language that the page opens in; its switch shows the other one.
 
     Raises:
         IncompleteRunError: no manifest given and none in the folder.
