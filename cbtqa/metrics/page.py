@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from markupsafe import Markup
@@ -172,7 +172,7 @@ def compare_page(
     )
 
 
-def _page(kind: str, lang: Lang, lede: Phrase, **values: object) -> str:
+def _page(kind: str, lang: Lang, lede: Phrase, **values: Any) -> str:
     words = load_wording(__package__, "page.yaml")
     made_by = words["footer"].fill(by=maker())
     footer = Phrase(
