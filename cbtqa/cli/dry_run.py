@@ -68,11 +68,12 @@ def say_opinions(described: Mapping[str, Mapping[str, Any]]) -> None:
     """
     for role, one in described.items():
         found = ", ".join(f"{name} {n}" for name, n in one["found"].items())
-        reads_sessions = "unread_ids" in one
+        found = f" ({found})" if found else ""
+        changed, read = one["n_changed"], one["n_read"]
         did = "graded worse" if role == "screen" else "found unsafe"
-        did = "marked further turns in" if reads_sessions else did
-        told = f"{did} {one['n_changed']:,} of {one['n_read']:,}"
-        told += (" sessions" if reads_sessions else "") + (f" ({found})" if found else "")
+        told = f"{did} {changed:,} of {read:,}{found}"
+        if "unread_ids" in one:  # it read sessions
+            told = f"marked further turns in {changed:,} of {read:,} sessions{found}"
         say(f"{role}, {one['model']} at {one['endpoint_host']}: {told}")
         if one["n_unread"]:
             why = ", ".join(f"{reason} {n}" for reason, n in one["unread"].items())
