@@ -157,8 +157,11 @@ def refuse_ignored(resolved: Resolved[Any], heeded: Container[str], where: str) 
         if name not in heeded and not origin.startswith(("default", ENVIRONMENT_PREFIX))
     ]
     if ignored:
-        verb = "means" if len(ignored) == 1 else "mean"
-        raise UsageError(f"{', '.join(ignored)} {verb} nothing with {where}", hint="leave it out")
+        names = ", ".join(ignored)
+        said = f"{names} mean nothing with {where}"
+        if len(ignored) == 1:
+            said = f"{names} means nothing with {where}"
+        raise UsageError(said, hint="leave it out")
 
 
 def _raise_problems(problems: Sequence[str], missing: Sequence[str]) -> None:

@@ -251,7 +251,8 @@ def _usage_hint(error: Any, words: list[str]) -> str:
     close = difflib.get_close_matches(words[0], VERBS, n=1) if words else []
     if close and words[0] not in VERBS:
         return f"did you mean: cbtqa {close[0]}"
-    if type(error).__name__ == "MissingParameter" and getattr(error.param, "help", None):
+    is_missing = type(error).__name__ == "MissingParameter" and getattr(error.param, "help", None)
+    if is_missing and language.current() == "en":  # help is in English alone
         return f"{error.param.metavar or error.param.name}: {error.param.help} {path} --help"
     return f"{path} --help"
 
