@@ -71,7 +71,7 @@ def told(message: str) -> str:
     """A message in the language of the console."""
     if current() == "en":
         return message
-    from cbtqa.cli.catalogue import translate
+    from cbtqa.report.catalogue import translate
 
     return translate(message)
 
@@ -80,7 +80,7 @@ def told_head(text: str) -> str:
     """A column's head, a table's title or the name of a fact: single words are translated, too."""
     if current() == "en":
         return text
-    from cbtqa.cli.catalogue import translate_head
+    from cbtqa.report.catalogue import translate_head
 
     return translate_head(text)
 
@@ -89,6 +89,6 @@ def told_cell(text: str) -> str:
     """A cell: of single words only those that are no name of a setting or column."""
     if current() == "en":
         return text
-    from cbtqa.cli.catalogue import translate_cell
+    from cbtqa.report.catalogue import translate_cell
 
     return translate_cell(text)

@@ -98,6 +98,15 @@ def same(text: str) -> Phrase:
     return Phrase(zh=text, en=text)
 
 
+def told(text: str | Phrase) -> Phrase:
+    """A message of the program in both languages; English in both where it has no Chinese."""
+    if isinstance(text, Phrase):
+        return text
+    from cbtqa.report.catalogue import translate  # read with the first message of a page
+
+    return Phrase(zh=translate(text), en=text)
+
+
 @cache
 def load_wording(package: str, name: str) -> dict[str, Phrase]:
     """Phrases of a YAML resource by dotted key; a leaf is a mapping with just `zh` and `en`."""
@@ -137,7 +146,7 @@ def template_environment(package: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": count, "number": number, "share": share}
+    environment.filters |= {"count": count, "number": number, "share": share, "told": told}
     return environment
 
 

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 import cbtqa
 from cbtqa.records import STEP_NAMES
-from cbtqa.report.page import Head, Lang, Phrase, render_page, same
+from cbtqa.report.page import Head, Lang, Phrase, render_page, same, told
 from cbtqa.report.table import Table, in_language, latex_text
 from cbtqa.safety.notices import help_text, required_notices
 
@@ -70,7 +70,7 @@ class Part:
     notes: tuple[str | Phrase, ...] = ()
 
     def notes_in(self, lang: Lang) -> list[str]:
-        return [in_language(one, lang) for one in self.notes]
+        return [told(one).first(lang) for one in self.notes]
 
 
 @dataclass(frozen=True)

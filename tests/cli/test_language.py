@@ -195,7 +195,7 @@ def test_nothing_is_read_where_the_console_is_english(tmp_path: Path) -> None:
         "import sys; sys.argv = ['cbtqa', 'finetun']\n"
         "from cbtqa.cli import main\n"
         "try: main.main()\n"
-        "finally: assert 'cbtqa.cli.catalogue' not in sys.modules"
+        "finally: assert 'cbtqa.report.catalogue' not in sys.modules"
     )
     env = environment()
     done = subprocess.run(

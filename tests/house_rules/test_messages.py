@@ -11,7 +11,7 @@ import pydantic_core
 import typer
 import yaml
 
-from cbtqa.cli.catalogue import SEVERITIES, catalogue, literals_of
+from cbtqa.report.catalogue import SEVERITIES, catalogue, literals_of
 from tests.support.messages import (
     has_words,
     normal,
@@ -22,7 +22,7 @@ from tests.support.messages import (
 )
 from tests.support.sources import ROOT
 
-CATALOGUE = ROOT / "cbtqa/cli/zh"
+CATALOGUE = ROOT / "cbtqa/report/zh"
 CJK = re.compile("[\u4e00-\u9fff]")
 
 
@@ -39,7 +39,7 @@ def _entries() -> list[tuple[str, str, str, str]]:
 
 def test_every_message_has_a_translation() -> None:
     missing = {path.name: untranslated(path) for path in package_files()}
-    assert not {name: texts for name, texts in missing.items() if texts}, "none in cbtqa/cli/zh"
+    assert not {name: texts for name, texts in missing.items() if texts}, "none in cbtqa/report/zh"
 
 
 def test_the_messages_are_found_at_all() -> None:

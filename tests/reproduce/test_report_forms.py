@@ -103,6 +103,17 @@ def test_the_forms_show_the_same_figures(content: Content) -> None:
     assert as_json(content)["parts"]["table-1"]["tables"][0]["rows"][1]["n"] == 0.5
 
 
+def test_a_warning_in_english_is_shown_in_chinese_and_unknown_words_stay(content: Content) -> None:
+    notes = ("nothing was tested", "an unknown remark")
+    part = Part("notes", same("Notes"), notes=notes)
+    content = Content(content.title, [part], content.facts, content.runs)
+    assert "- 没有作检验" in as_markdown(content, WORDS, "zh")
+    assert "- nothing was tested" in as_markdown(content, WORDS, "en")
+    page = as_page(content, WORDS, "zh")
+    assert '<li><span class="t" lang="zh-Hans">没有作检验</span>' in page
+    assert "<li>an unknown remark</li>" in page
+
+
 @pytest.mark.skipif(shutil.which("xelatex") is None, reason="no xelatex on this machine")
 @pytest.mark.parametrize("lang", ["zh", "en"])
 def test_latex_compiles(content: Content, tmp_path: Path, lang: str) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-from cbtqa.cli.catalogue import catalogue
+from cbtqa.report.catalogue import catalogue
 from tests.support.sources import nodes_of, package_files, tree_of
 
 SAYING = frozenset({"say", "show", "waiting", "stage", "on_stage", "warning", "info", "notice"})

@@ -188,7 +188,7 @@ def catalogue() -> Catalogue:
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    room = files("cbtqa.cli") / "zh"
+    room = files("cbtqa.report") / "zh"
     found = sorted((one for one in room.iterdir() if one.name.endswith(".yaml")), key=_name)
     # not parse_yaml: it looks for attacks in files of others, at ten times the price
     return Catalogue({_name(one): yaml.load(one.read_bytes(), Loader=loader) for one in found})
