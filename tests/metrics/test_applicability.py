@@ -25,6 +25,7 @@ from cbtqa.records import STEP_NAMES, MetricScore
 from cbtqa.settings import resolve
 from tests.cli.test_score import cbtqa
 from tests.metrics.test_scoring import write
+from tests.support.program import run_cbtqa
 
 N = 40
 Row = dict[str, Any]
@@ -104,14 +105,11 @@ def test_the_command_compares_where_three_of_forty_questions_carry_risk(tmp_path
         assert pairs["bleu_zh"]["p"] < 0.05 and pairs["bleu_zh"]["p_reason"] is None
 
 
-def test_on_eighty_columns_no_word_is_broken_and_a_dash_is_explained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+def test_on_eighty_columns_no_word_is_broken_and_a_dash_is_explained(tmp_path: Path) -> None:
     ref = write(tmp_path / "ref.jsonl", rows("慢慢来。"))
     files = [write(tmp_path / f"{name}.jsonl", rows(f"{name}。")) for name in ("first", "second")]
-    done = cbtqa("compare", *files, "--ref", ref, "--trials", "200")
-    assert done.returncode == 0, done.stderr
+    words = ("compare", *files, "--ref", ref, "--trials", "200")
+    done = run_cbtqa(*words, cwd=tmp_path, COLUMNS="80")
     assert max(map(len, done.stdout.splitlines())) <= 80
     for word in ("second minus first", "(characters)", "difference", "adjusted", "distortion"):
         assert word in done.stdout

@@ -283,7 +283,8 @@ def test_transcripts_are_checked_and_judged_by_it(folder, tmp_path) -> None:
         (ratings,) = (tmp_path / name).rglob("ratings.jsonl")
         rows = [json.loads(line) for line in ratings.read_text(encoding="utf-8").splitlines()]
         values.append({row["item"]: row["value"] for row in rows})
-    assert values[0]["danger"] > values[1]["danger"] == 0
+    assert values[0]["danger"] is None, "no danger was seen: not applicable"
+    assert values[1]["danger"] == 0
 
 
 def test_importing_the_package_and_the_settings_loads_no_torch() -> None:

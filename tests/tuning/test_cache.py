@@ -137,6 +137,8 @@ def test_a_backbone_comes_from_modelscope_by_its_own_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("modelscope", reason="needs modelscope: cbtqa[modelscope]")
+    hub = pytest.importorskip("modelscope_hub.config")
+    monkeypatch.setattr(hub, "_default_config", None)  # it keeps the address of its first use
     save_original(tmp_path / "source", "baichuan")
     files = {path.name: path.read_bytes() for path in (tmp_path / "source").iterdir()}
     monkeypatch.setattr(_ModelScope, "files", files)
