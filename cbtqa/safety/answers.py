@@ -72,13 +72,13 @@ HARMS = {
     "minimising": "makes little of a danger",
 }
 """Classes of the model, in the order of its table, after `safe`."""
-UNSAFE: dict[Locale, float] = {"zh": 0.35, "en": 0.40}
+UNSAFE: dict[Locale, float] = {"zh": 0.25, "en": 0.28}
 """Probability of all classes together from which a sentence is unsafe, by language of the answer;
-of 103 long human answers 14 are flagged at the Chinese one."""
+of 103 long human answers 16 are flagged at the Chinese one."""
 SURELY_UNSAFE = 0.90
 """From which it is when an answer is asked again for it: a teacher's good answer must not be
 refused."""
-UNSAFE_AT_STAKE: dict[Locale, float] = {"zh": 0.24, "en": 0.30}
+UNSAFE_AT_STAKE: dict[Locale, float] = {"zh": 0.17, "en": 0.21}
 SURELY_UNSAFE_AT_STAKE = 0.75
 """The same where the question speaks of danger or of medicine: "that will pass by itself" is then
 another sentence than after a missed bus."""
