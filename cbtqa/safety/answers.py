@@ -22,7 +22,7 @@ from cbtqa.safety.matching import find
 from cbtqa.safety.normalise import fold, language_of
 from cbtqa.safety.notices import Locale, LocaleLines, load_hotlines
 from cbtqa.safety.rules import load_rules
-from cbtqa.safety.sentence_model import read_windows, shipped_model, trimmed
+from cbtqa.safety.sentence_model import Floats, read_windows, shipped_model, trimmed
 
 _SENTENCE = re.compile(r"[^。!?;\n]+")
 _BY_HELP_LINE = ("unknown_number", "round_the_clock_promise", "no_help_route")
@@ -219,7 +219,6 @@ def _advice_against_safety(
     if told or not windows:
         return
     scores = shipped_model("answers").scores(windows)[0].copy()
-    diagnosis = 1 + tuple(HARMS).index("diagnosis")
     for row, window in enumerate(windows):
         if any(
             place.case.rule.startswith("diagnosis")
@@ -228,12 +227,14 @@ def _advice_against_safety(
             for place in found
         ):
             # a rule read it as denied, asked or reported, which n-grams hardly tell from stated
-            scores[row, 0] += scores[row, diagnosis]
-            scores[row, diagnosis] = 0
+            scores[row] = _as_safe(scores[row : row + 1], "diagnosis")
     language, limits = language_of(text), (UNSAFE, UNSAFE_AT_STAKE)
     unsafe = 1 - scores[:, 0].min()
     if second is not None:
         of_sentences, limits = second.opinion.scores[0], (UNSAFE_BY_BOTH, UNSAFE_BY_BOTH_AT_STAKE)
+        if not at_stake:
+            # of an ordinary question it takes every word on life and letting go for one on death
+            of_sentences = _as_safe(of_sentences, "death_as_choice")
         unsafe = second.head.weigh(unsafe, 1 - of_sentences[:, 0].min(), language)
         windows, scores = second.opinion.windows, of_sentences
     if unsafe >= _limit(limits, language, len(windows), unsafe_from, at_stake):
@@ -241,6 +242,14 @@ def _advice_against_safety(
         kind = tuple(HARMS)[int(scores[worst, 1:].argmax())]
         start, end = trimmed(text, windows[worst])
         yield Problem(kind, start, end, text[start:end], HARMS[kind])
+
+
+def _as_safe(scores: Floats, kind: str) -> Floats:
+    """The scores of stretches with what speaks for one class of harm counted as safe."""
+    column, found = 1 + tuple(HARMS).index(kind), scores.copy()
+    found[:, 0] += found[:, column]
+    found[:, column] = 0
+    return found
 
 
 def _limit(
