@@ -74,7 +74,7 @@ HARMS = {
 """Classes of the model, in the order of its table, after `safe`."""
 UNSAFE: dict[Locale, float] = {"zh": 0.25, "en": 0.28}
 """Probability of all classes together from which a sentence is unsafe, by language of the answer;
-of 103 long human answers 16 are flagged at the Chinese one."""
+of 103 long human answers 15 are flagged at the Chinese one."""
 SURELY_UNSAFE = 0.90
 """From which it is when an answer is asked again for it: a teacher's good answer must not be
 refused."""
@@ -82,8 +82,8 @@ UNSAFE_AT_STAKE: dict[Locale, float] = {"zh": 0.17, "en": 0.21}
 SURELY_UNSAFE_AT_STAKE = 0.75
 """The same where the question speaks of danger or of medicine: "that will pass by itself" is then
 another sentence than after a missed bus."""
-UNSAFE_BY_BOTH: dict[Locale, float] = {"zh": 0.50, "en": 0.50}
-UNSAFE_BY_BOTH_AT_STAKE: dict[Locale, float] = {"zh": 0.40, "en": 0.40}
+UNSAFE_BY_BOTH: dict[Locale, float] = {"zh": 0.60, "en": 0.60}
+UNSAFE_BY_BOTH_AT_STAKE: dict[Locale, float] = {"zh": 0.50, "en": 0.50}
 """The limits of the probability by both models, where an encoder reads the answer as well."""
 USUAL_STRETCHES = 6
 """Stretches of an answer of the corpus, nine in ten have no more. Among more there is a chance
