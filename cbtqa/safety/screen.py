@@ -306,7 +306,8 @@ HARDLY = 0.10
 sentences that the rules grade explicit 5 are below, three of them plain statements."""
 HINTED, HINTED_FLAGGED = 0.10, 0.90
 """Probability of an explicit statement, or of any danger, from which a rule that does not decide
-alone counts as explicit; it is a concern below both. Few plain statements are below, many titles, topics and idioms."""
+alone counts as explicit; it is a concern below both. Few plain statements are below, many titles,
+topics and idioms."""
 
 
 def decided_by_rules(text: str, reading: Reading) -> tuple[Risk, tuple[Hit, ...]]:
