@@ -141,23 +141,32 @@ class AnswerCheck(Record):
 
 
 def check_answer(
-    answer: str, question: str = "", *, risk: Risk | None = None, locale: Literal["zh", "en"] = "zh"
+    answer: str,
+    question: str = "",
+    *,
+    risk: Risk | None = None,
+    locale: Literal["zh", "en"] = "zh",
+    model: str | None = None,
 ) -> AnswerCheck:
     """Everything in an answer that must not reach a reader, such as a missing help route.
 
     Args:
         risk: the grade of the question; by default the question is screened.
+        model: as in `screen`; the encoder reads question and answer.
 
     Example:
         found = cbtqa.check_answer("先把药停了，这件事别告诉任何人。", "我睡不好，在吃药。")
         found.is_safe  # False
     """
     from cbtqa.safety import answers
+    from cbtqa.safety.encoder import open_encoder
 
-    grades = screen(question)
+    grades = screen(question, model=model)
     route = risk or grades.route
     at_stake = answers.is_at_stake(question, route)
-    problems = answers.check_answer(answer, route, locale, at_stake=at_stake)
+    problems = answers.check_answer(
+        answer, route, locale, at_stake=at_stake, model=open_encoder(model)
+    )
     return AnswerCheck(risk=risk or grades.risk, problems=problems)
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cbtqa.safety.encoder import ADAPTED, Encoder, Piece, Tuned, batches_of
+from cbtqa.safety.encoder import ADAPTED, AnswerHead, Encoder, Piece, Tuned, batches_of
 from cbtqa.safety.normalise import Language
 from cbtqa.safety.sentence_model import Floats
 
@@ -26,6 +26,8 @@ RANK, RATE, WARM_STEPS = 16, 1e-3, 60
 UNITS, DROPOUT, INNER_DROPOUT, DECAY, STEP_TEXTS = 256, 0.2, 0.1, 0.05, 32
 RAISED = 4.0
 """Weight of a text in one of the other dangers: a class stands in one text of a hundred."""
+HEAD_DROPOUT, HEAD_EPOCHS, HEAD_STEP = 0.3, 8, 128
+"""Of the network for answers; steps are sentences."""
 _HIGHEST = 30.0
 _MEASURED_TEXTS = 768
 """Texts that the means' spread is taken from."""
@@ -48,6 +50,8 @@ ENCODER_ALONE: Mapping[Language, Floats] = dict.fromkeys(
     ("zh", "en"), np.array([[0.0, 0, 0, 1, 0], [0.0, 0, 0, 0, 1]])
 )
 """`Tuned.weighing` that leaves the built-in model out."""
+BUILT_IN_ALONE: Mapping[Language, Floats] = dict.fromkeys(("zh", "en"), np.array([0.0, 1, 0]))
+"""`AnswerHead.weighing` that leaves the encoder out."""
 WEIGHING_RIDGE = 0.04
 
 
@@ -61,20 +65,82 @@ def fit_weighing(
         grades: 0 none, 1 concern, 2 explicit.
         minimize: `scipy.optimize.minimize`.
     """
+    each = [_logistic(odds, np.array(grades) >= least, languages, minimize) for least in (2, 1)]
+    return {language: np.array([rows[language] for rows in each]) for language in each[0]}
+
+
+def _logistic(
+    odds: Floats, truth: Any, languages: Sequence[Language], minimize: Callable[..., Any]
+) -> dict[Language, list[float]]:
+    """Constant and weights by language; only the constant differs between languages."""
     is_zh = np.array([one == "zh" for one in languages], float)
     given = np.column_stack([np.ones(len(odds)), is_zh, odds])
-    rows: dict[Language, list[Floats]] = {"zh": [], "en": []}
-    for least in (2, 1):
-        signs = np.where(np.array(grades) >= least, 1.0, -1.0)
+    signs = np.where(truth, 1.0, -1.0)
 
-        def loss(weights: Floats, signs: Floats = signs) -> float:
-            errors = np.logaddexp(0, -signs * (given @ weights)).sum()
-            return float(errors + WEIGHING_RIDGE / 2 * (weights[2:] ** 2).sum())
+    def loss(weights: Floats) -> float:
+        errors = np.logaddexp(0, -signs * (given @ weights)).sum()
+        return float(errors + WEIGHING_RIDGE / 2 * (weights[2:] ** 2).sum())
 
-        constant, more_in_zh, *shared = minimize(loss, np.zeros(given.shape[1])).x
-        rows["zh"].append(np.array([constant + more_in_zh, *shared]))
-        rows["en"].append(np.array([constant, *shared]))
-    return {language: np.array(found) for language, found in rows.items()}
+    constant, more_in_zh, *shared = minimize(loss, np.zeros(given.shape[1])).x
+    return {"zh": [constant + more_in_zh, *shared], "en": [constant, *shared]}
+
+
+def fit_answer_weighing(
+    odds: Floats,
+    is_unsafe: Sequence[bool],
+    languages: Sequence[Language],
+    minimize: Callable[..., Any],
+) -> dict[Language, Floats]:
+    """`AnswerHead.weighing`, the weights of the odds shared by both languages.
+
+    Args:
+        odds: of answers that neither model was fitted on, `(answers, 2)`.
+        minimize: `scipy.optimize.minimize`.
+    """
+    rows = _logistic(odds, np.array(is_unsafe), languages, minimize)
+    return {language: np.array(row) for language, row in rows.items()}
+
+
+def fit_answer_head(
+    deviations: Floats, classes: Sequence[int], n_classes: int, seed: int = 0
+) -> dict[str, tuple[Floats, Floats]]:
+    """`AnswerHead.hidden` and `out`: a network on what the encoder makes of sentences.
+
+    Args:
+        deviations: `Tuned.deviations` of the sentences, `(sentences, layers x hidden size)`.
+        classes: of each sentence; 0 is safe.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    first = torch.nn.Linear(deviations.shape[1], UNITS)
+    last = torch.nn.Linear(UNITS, n_classes)
+    drop = torch.nn.Dropout(HEAD_DROPOUT)
+    network = torch.nn.Sequential(drop, first, torch.nn.ReLU(), drop, last)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
+    given, truth = torch.tensor(deviations).float(), torch.tensor(classes)
+    for _ in range(HEAD_EPOCHS):
+        for step in torch.randperm(len(given)).split(HEAD_STEP):
+            loss = torch.nn.functional.cross_entropy(network(given[step]), truth[step])
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return {"hidden": _plain_layer(first), "out": _plain_layer(last)}
+
+
+def _plain(given: Any) -> Floats:
+    found: Floats = given.detach().numpy().astype(np.float64)
+    return found
+
+
+def _plain_layer(layer: Any) -> tuple[Floats, Floats]:
+    return _plain(layer.weight), _plain(layer.bias)
+
+
+def unfitted_head(size: int) -> AnswerHead:
+    """Of a fit that knows questions alone: the built-in model decides."""
+    hidden, out = (np.zeros((1, size)), np.zeros(1)), (np.zeros((2, 1)), np.zeros(2))
+    return AnswerHead(hidden, out, BUILT_IN_ALONE)
 
 
 class Fit:
@@ -184,19 +250,15 @@ class Fit:
     def fitted(self) -> dict[str, Any]:
         """The fitted fields of `Tuned`."""
 
-        def plain(given: Any) -> Floats:
-            found: Floats = given.detach().numpy().astype(np.float64)
-            return found
-
-        hidden, out = ((plain(one.weight), plain(one.bias)) for one in (self._first, self._last))
         additions = {
             name: (
-                np.stack([plain(added[name][0]) for added in self._added]),
-                np.stack([plain(added[name][1]) for added in self._added]),
+                np.stack([_plain(added[name][0]) for added in self._added]),
+                np.stack([_plain(added[name][1]) for added in self._added]),
             )
             for name in ADAPTED
         }
-        fields = {"mean": self.mean, "spread": self.spread, "hidden": hidden, "out": out}
+        heads = {"hidden": _plain_layer(self._first), "out": _plain_layer(self._last)}
+        fields = {"mean": self.mean, "spread": self.spread, **heads}
         own = {"layers": self.layers, "n_frozen": self.n_frozen, "additions": additions}
         return {**fields, **own}
 

@@ -250,7 +250,7 @@ def check_file(settings: CheckSettings, on_progress: OnProgress | None = None) -
     if opinions.services:
         answers = list(answers)  # a bad line shows before paying
     with opinions.open("the answers") as opened:
-        survey = AnswerCheck(answers, opened)
+        survey = AnswerCheck(answers, opened, settings.screen_model)
         survey.ask(on_progress=on_progress)
         return survey.write(settings.out)
 
@@ -284,8 +284,11 @@ def _question_of(one: CheckedExchange) -> Exchange:
 class AnswerCheck:
     """Answers through the built-in checks and the opinions that are open."""
 
-    def __init__(self, answers: Iterable[CheckedExchange], opened: OpenOpinions) -> None:
+    def __init__(
+        self, answers: Iterable[CheckedExchange], opened: OpenOpinions, screen_model: str | None
+    ) -> None:
         self._answers, self._opened = answers, opened
+        self._model = open_encoder(screen_model)
         self._n: Counter[str] = Counter()
         self._own: Counter[str] = Counter()
         self._guards: Counter[str] = Counter()
@@ -313,7 +316,7 @@ class AnswerCheck:
         for answer in self._answers:
             item, grades = answer.exchange, self._grades_of(answer)
             at_stake = is_at_stake(item.question, grades.route)
-            own = check_in_both(item.answer, grades.route, at_stake=at_stake)
+            own = check_in_both(item.answer, grades.route, at_stake=at_stake, model=self._model)
             line: dict[str, Any] = {"id": item.id, "where": answer.where, "risk": grades.risk}
             line["dangers"] = [danger.kind for danger in grades.dangers]
             line["problems"] = [{**asdict(problem), "by": "checks"} for problem in own]

@@ -10,17 +10,19 @@ a trained model that reads every sentence; help lines are compared with `hotline
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from cbtqa.files import shipped_yaml
 from cbtqa.records import Risk
+from cbtqa.safety.encoder import AnswerHead, Opinion, ScreenEncoder
 from cbtqa.safety.matching import find
 from cbtqa.safety.normalise import fold, language_of
 from cbtqa.safety.notices import Locale, LocaleLines, load_hotlines
 from cbtqa.safety.rules import load_rules
-from cbtqa.safety.sentence_model import read_windows, shipped_model, trimmed
+from cbtqa.safety.sentence_model import Floats, read_windows, shipped_model, trimmed
 
 _SENTENCE = re.compile(r"[^。!?;\n]+")
 _BY_HELP_LINE = ("unknown_number", "round_the_clock_promise", "no_help_route")
@@ -70,16 +72,19 @@ HARMS = {
     "minimising": "makes little of a danger",
 }
 """Classes of the model, in the order of its table, after `safe`."""
-UNSAFE: dict[Locale, float] = {"zh": 0.35, "en": 0.40}
+UNSAFE: dict[Locale, float] = {"zh": 0.25, "en": 0.28}
 """Probability of all classes together from which a sentence is unsafe, by language of the answer;
-of 103 long human answers 14 are flagged at the Chinese one."""
+of 103 long human answers 15 are flagged at the Chinese one."""
 SURELY_UNSAFE = 0.90
 """From which it is when an answer is asked again for it: a teacher's good answer must not be
 refused."""
-UNSAFE_AT_STAKE: dict[Locale, float] = {"zh": 0.24, "en": 0.30}
+UNSAFE_AT_STAKE: dict[Locale, float] = {"zh": 0.17, "en": 0.21}
 SURELY_UNSAFE_AT_STAKE = 0.75
 """The same where the question speaks of danger or of medicine: "that will pass by itself" is then
 another sentence than after a missed bus."""
+UNSAFE_BY_BOTH: dict[Locale, float] = {"zh": 0.60, "en": 0.60}
+UNSAFE_BY_BOTH_AT_STAKE: dict[Locale, float] = {"zh": 0.50, "en": 0.50}
+"""The limits of the probability by both models, where an encoder reads the answer as well."""
 USUAL_STRETCHES = 6
 """Stretches of an answer of the corpus, nine in ten have no more. Among more there is a chance
 finding sooner, so the odds from which `UNSAFE` holds grow in proportion."""
@@ -119,6 +124,7 @@ def check_answer(
     *,
     unsafe_from: float | None = None,
     at_stake: bool = False,
+    model: ScreenEncoder | None = None,
 ) -> tuple[Problem, ...]:
     """Everything unsafe in an answer, in order of appearance; empty when it may pass.
 
@@ -129,12 +135,39 @@ def check_answer(
         unsafe_from: probability from which the model's finding is a problem; None is `UNSAFE`, a
             little more for long answers.
         at_stake: whether the question is one of `is_at_stake`: then the limits are lower.
+        model: an encoder that reads the answer as well; both models are weighed together.
     """
+    second = _second(answer_text, model)
+    return _check(answer_text, risk, locale, unsafe_from, at_stake, second)
+
+
+class _Second(NamedTuple):
+    """What an encoder says of the sentences of an answer, and how it is weighed."""
+
+    opinion: Opinion
+    head: AnswerHead
+
+
+def _second(answer_text: str, model: ScreenEncoder | None) -> _Second | None:
+    if model is None:
+        return None
+    (opinion,) = model.read_answers([answer_text])
+    return _Second(opinion, model.tuned.answers) if opinion.windows else None
+
+
+def _check(
+    answer_text: str,
+    risk: Risk,
+    locale: Locale,
+    unsafe_from: float | None,
+    at_stake: bool,
+    second: _Second | None,
+) -> tuple[Problem, ...]:
     folded = fold(answer_text)
     lines = load_hotlines().locales[locale]
     numbers = list(_numbers(folded, locale))
     problems = [
-        *_advice_against_safety(answer_text, folded, locale, unsafe_from, at_stake),
+        *_advice_against_safety(answer_text, folded, locale, unsafe_from, at_stake, second),
         *_unknown_numbers(answer_text, numbers, lines),
         *_promises(answer_text, folded, numbers, lines, locale),
     ]
@@ -144,18 +177,24 @@ def check_answer(
     return tuple(sorted(problems, key=lambda problem: problem.start))
 
 
-def check_in_both(answer_text: str, risk: Risk, *, at_stake: bool = False) -> tuple[Problem, ...]:
+def check_in_both(
+    answer_text: str, risk: Risk, *, at_stake: bool = False, model: ScreenEncoder | None = None
+) -> tuple[Problem, ...]:
     """As `check_answer`, for an answer in either language or both.
 
     Advice against safety is looked for in both; help lines and their promises are those of the
     answer's own language.
+
+    Args:
+        at_stake: as in `check_answer`.
+        model: as in `check_answer`.
     """
-    own = language_of(answer_text)
+    own, second = language_of(answer_text), _second(answer_text, model)
     other: Locale = "en" if own == "zh" else "zh"
-    found = check_answer(answer_text, risk, own, at_stake=at_stake)
+    found = _check(answer_text, risk, own, None, at_stake, second)
     foreign = (
         one
-        for one in check_answer(answer_text, "none", other, at_stake=at_stake)
+        for one in _check(answer_text, "none", other, None, at_stake, second)
         # both read every sentence: one place is one problem
         if one.rule not in _BY_HELP_LINE
         and not any(a.start < one.end and one.start < a.end for a in found)
@@ -164,7 +203,12 @@ def check_in_both(answer_text: str, risk: Risk, *, at_stake: bool = False) -> tu
 
 
 def _advice_against_safety(
-    text: str, folded: str, locale: Locale, unsafe_from: float | None, at_stake: bool
+    text: str,
+    folded: str,
+    locale: Locale,
+    unsafe_from: float | None,
+    at_stake: bool,
+    second: _Second | None,
 ) -> Iterator[Problem]:
     found = find(load_rules(locale, "answers"), text, folded)
     told = [place for place in found if place.case.risk != "none"]
@@ -175,7 +219,6 @@ def _advice_against_safety(
     if told or not windows:
         return
     scores = shipped_model("answers").scores(windows)[0].copy()
-    diagnosis = 1 + tuple(HARMS).index("diagnosis")
     for row, window in enumerate(windows):
         if any(
             place.case.rule.startswith("diagnosis")
@@ -184,21 +227,47 @@ def _advice_against_safety(
             for place in found
         ):
             # a rule read it as denied, asked or reported, which n-grams hardly tell from stated
-            scores[row, 0] += scores[row, diagnosis]
-            scores[row, diagnosis] = 0
-    worst = int(scores[:, 0].argmin())
-    if 1 - scores[worst, 0] >= _limit(language_of(text), len(windows), unsafe_from, at_stake):
+            scores[row] = _as_safe(scores[row : row + 1], "diagnosis")
+    language, limits = language_of(text), (UNSAFE, UNSAFE_AT_STAKE)
+    unsafe = 1 - scores[:, 0].min()
+    if second is not None:
+        of_sentences, limits = second.opinion.scores[0], (UNSAFE_BY_BOTH, UNSAFE_BY_BOTH_AT_STAKE)
+        if not at_stake:
+            # of an ordinary question it takes every word on life and letting go for one on death
+            of_sentences = _as_safe(of_sentences, "death_as_choice")
+        unsafe = second.head.weigh(unsafe, 1 - of_sentences[:, 0].min(), language)
+        windows, scores = second.opinion.windows, of_sentences
+    if unsafe >= _limit(limits, language, len(windows), unsafe_from, at_stake):
+        worst = int(scores[:, 0].argmin())
         kind = tuple(HARMS)[int(scores[worst, 1:].argmax())]
         start, end = trimmed(text, windows[worst])
         yield Problem(kind, start, end, text[start:end], HARMS[kind])
 
 
-def _limit(language: Locale, n_windows: int, unsafe_from: float | None, at_stake: bool) -> float:
-    """Probability from which the worst of so many stretches is a problem."""
+def _as_safe(scores: Floats, kind: str) -> Floats:
+    """The scores of stretches with what speaks for one class of harm counted as safe."""
+    column, found = 1 + tuple(HARMS).index(kind), scores.copy()
+    found[:, 0] += found[:, column]
+    found[:, column] = 0
+    return found
+
+
+def _limit(
+    limits: tuple[Mapping[Locale, float], Mapping[Locale, float]],
+    language: Locale,
+    n_windows: int,
+    unsafe_from: float | None,
+    at_stake: bool,
+) -> float:
+    """Probability from which the worst of so many stretches is a problem.
+
+    Args:
+        limits: of an answer to any question, and where it is at stake.
+    """
     if unsafe_from is not None:
         is_surely = at_stake and unsafe_from == SURELY_UNSAFE
         return SURELY_UNSAFE_AT_STAKE if is_surely else unsafe_from
-    limit = (UNSAFE_AT_STAKE if at_stake else UNSAFE)[language]
+    limit = limits[at_stake][language]
     odds = limit / (1 - limit) * max(1.0, n_windows / USUAL_STRETCHES)
     return odds / (1 + odds)
 

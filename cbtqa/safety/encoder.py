@@ -30,6 +30,7 @@ from cbtqa.errors import ConfigError, require
 from cbtqa.files import sha256_of
 from cbtqa.safety.normalise import Language, fold
 from cbtqa.safety.sentence_model import Floats, Window
+from cbtqa.statistics.softmax import softmax
 
 FLAG = "--screen-model"
 TUNED_NAME = "screen_encoder.npz"
@@ -50,6 +51,7 @@ ADAPTED = (
     "output.dense",
 )
 """The matrices of a layer that are added to."""
+_OF_ANSWERS = "answers_"
 _END = re.compile(r"[。!?\n]+[\"”』)]*|\.+[\"')]*(?=\s|$)")
 
 
@@ -59,7 +61,26 @@ class Opinion(NamedTuple):
     windows: list[Window]
     """Its sentences; only their spans are filled in."""
     scores: list[Floats]
-    """A group's probabilities for each sentence: suicide, then the dangers in order."""
+    """A group's probabilities for each sentence. Of a question: suicide, then the dangers in order;
+    of an answer one group, safe and the classes of `answers.HARMS`."""
+
+
+@dataclass(frozen=True)
+class AnswerHead:
+    """What is fitted on the same means for the sentences of answers."""
+
+    hidden: tuple[Floats, Floats]
+    """As `Tuned.hidden`."""
+    out: tuple[Floats, Floats]
+    """Weight `(classes, units)` and bias; the first class is safe."""
+    weighing: Mapping[Language, Floats]
+    """`(3,)`: a constant and the weights of two log odds: of an unsafe sentence by the built-in
+    model, and by the encoder."""
+
+    def weigh(self, built_in: float, encoder: float, language: Language) -> float:
+        """Probability that an answer is unsafe, by the highest of a sentence of both models."""
+        given = [1.0, *log_odds([built_in, encoder])]
+        return float(1 / (1 + np.exp(-(self.weighing[language] @ given))))
 
 
 @dataclass(frozen=True)
@@ -89,6 +110,7 @@ class Tuned:
     corpus_sha256: str
     probe: Floats
     """What the encoder makes of `PROBE` before anything is added to its weights."""
+    answers: AnswerHead
     n_frozen: int
     """Lower layers whose weights stay."""
     additions: Mapping[str, tuple[Floats, Floats]]
@@ -96,8 +118,10 @@ class Tuned:
     to its weights in the layers above the frozen ones."""
 
     def save(self, path: Path) -> None:
-        weights = {"hidden_weight": self.hidden[0], "out_weight": self.out[0]}
-        plain = {"hidden_bias": self.hidden[1], "out_bias": self.out[1]}
+        weights, plain = dict[str, Floats](), dict[str, Floats]()
+        for name, head in (("", self), (_OF_ANSWERS, self.answers)):
+            weights |= {f"{name}hidden_weight": head.hidden[0], f"{name}out_weight": head.out[0]}
+            plain |= {f"{name}hidden_bias": head.hidden[1], f"{name}out_bias": head.out[1]}
         plain |= {"mean": self.mean, "spread": self.spread, "probe": self.probe}
         for name, (down, up) in self.additions.items():
             weights |= {f"{name} down": down, f"{name} up": up}
@@ -112,6 +136,7 @@ class Tuned:
             layers=np.array(self.layers),
             limits=np.array([self.limits["zh"], self.limits["en"]]),
             weighing=np.array([self.weighing["zh"], self.weighing["en"]]),
+            answers_weighing=np.array([self.answers.weighing[one] for one in ("zh", "en")]),
             danger_limits=np.array(self.danger_limits),
             corpus_sha256=self.corpus_sha256,
             n_frozen=self.n_frozen,
@@ -127,6 +152,15 @@ class Tuned:
                 found: Floats = arrays[name].astype(np.float64)
                 return found
 
+            def network(name: str) -> dict[str, Any]:
+                return {
+                    part: (floats(f"{name}{part}_weight"), floats(f"{name}{part}_bias"))
+                    for part in ("hidden", "out")
+                }
+
+            def by_language(name: str) -> dict[Language, Floats]:
+                return dict(zip(("zh", "en"), floats(name), strict=True))
+
             layers, n_frozen = arrays["layers"].tolist(), int(arrays["n_frozen"])
             additions = {name: (floats(f"{name} down"), floats(f"{name} up")) for name in ADAPTED}
             for down, up in additions.values():
@@ -140,11 +174,13 @@ class Tuned:
                 layers=tuple(layers),
                 mean=floats("mean"),
                 spread=floats("spread"),
-                hidden=(floats("hidden_weight"), floats("hidden_bias")),
-                out=(floats("out_weight"), floats("out_bias")),
+                **network(""),
                 limits={"zh": tuple(zh), "en": tuple(en)},
                 danger_limits=tuple(arrays["danger_limits"].tolist()),
-                weighing=dict(zip(("zh", "en"), floats("weighing"), strict=True)),
+                weighing=by_language("weighing"),
+                answers=AnswerHead(
+                    **network(_OF_ANSWERS), weighing=by_language("answers_weighing")
+                ),
                 corpus_sha256=str(arrays["corpus_sha256"]),
                 probe=floats("probe"),
                 n_frozen=n_frozen,
@@ -152,12 +188,15 @@ class Tuned:
             )
 
     def scores(self, means: Floats) -> list[Floats]:
-        """A group's probabilities for each sentence."""
-        units = np.maximum(self.deviations(means) @ self.hidden[0].T + self.hidden[1], 0)
-        sums = (units @ self.out[0].T + self.out[1]).reshape(len(means), len(self.out[1]) // 3, 3)
-        parts = np.exp(sums - sums.max(axis=2, keepdims=True))
-        shares = parts / parts.sum(axis=2, keepdims=True)
+        """A group's probabilities for each sentence of a question."""
+        sums = _through(self.deviations(means), self)
+        sums = sums.reshape(len(means), len(self.out[1]) // 3, 3)
+        shares = softmax(sums)
         return [shares[:, group] for group in range(shares.shape[1])]
+
+    def answer_scores(self, means: Floats) -> Floats:
+        """Probabilities for each sentence of an answer: safe, and each class of harm."""
+        return softmax(_through(self.deviations(means), self.answers))
 
     def weigh(self, probabilities: Sequence[float], language: Language) -> tuple[float, float]:
         """Probability of explicit danger in a text, and of it or a concern, by both models.
@@ -174,6 +213,13 @@ class Tuned:
         """Means of sentences in units of their spread in the corpus."""
         found: Floats = (means - self.mean) / self.spread
         return found
+
+
+def _through(deviations: Floats, head: Tuned | AnswerHead) -> Floats:
+    """What a network of one hidden layer makes of the means of sentences."""
+    units = np.maximum(deviations @ head.hidden[0].T + head.hidden[1], 0)
+    sums: Floats = units @ head.out[0].T + head.out[1]
+    return sums
 
 
 LEAST_PROBABILITY = 1e-4
@@ -203,6 +249,10 @@ class SentenceMeans(NamedTuple):
     spans: list[tuple[int, int]]
     means: Floats
     """`(sentences, layers x hidden size)`."""
+
+    @property
+    def windows(self) -> list[Window]:
+        return [Window(*span, (), (), ()) for span in self.spans]
 
 
 class Piece(NamedTuple):
@@ -390,14 +440,14 @@ class ScreenEncoder:
         encoder.add(tuned.n_frozen, tuned.additions)
         content = hashlib.sha256(encoder.weights_sha256.encode())
         added = [array for pair in tuned.additions.values() for array in pair]
-        for array in (*tuned.hidden, *tuned.out, tuned.mean, tuned.spread, *added):
+        heads = *tuned.hidden, *tuned.out, *tuned.answers.hidden, *tuned.answers.out
+        for array in (*heads, tuned.mean, tuned.spread, *added):
             content.update(np.ascontiguousarray(array).tobytes())
         content.update(
             repr((tuned.layers, tuned.n_frozen, tuned.limits, tuned.danger_limits)).encode()
         )
-        content.update(
-            repr([(name, rows.tolist()) for name, rows in tuned.weighing.items()]).encode()
-        )
+        weighed = *tuned.weighing.items(), *tuned.answers.weighing.items()
+        content.update(repr([(name, rows.tolist()) for name, rows in weighed]).encode())
         self.sha256 = content.hexdigest()
         """Of the encoder's weights and of what was fitted."""
 
@@ -422,12 +472,18 @@ class ScreenEncoder:
         )
 
     def read(self, texts: Sequence[str]) -> list[Opinion]:
-        """What the encoder says of each text."""
-        found = self._encoder.means([fold(text) for text in texts], self.tuned.layers)
+        """What the encoder says of each question."""
+        return [Opinion(one.windows, self.tuned.scores(one.means)) for one in self.means(texts)]
+
+    def read_answers(self, texts: Sequence[str]) -> list[Opinion]:
+        """What the encoder says of each answer."""
         return [
-            Opinion([Window(*span, (), (), ()) for span in one.spans], self.tuned.scores(one.means))
-            for one in found
+            Opinion(one.windows, [self.tuned.answer_scores(one.means)]) for one in self.means(texts)
         ]
+
+    def means(self, texts: Sequence[str]) -> list[SentenceMeans]:
+        """What the tuned encoder makes of the sentences of each text."""
+        return self._encoder.means([fold(text) for text in texts], self.tuned.layers)
 
 
 def probe_of(encoder: Encoder, layers: Sequence[int]) -> Floats:

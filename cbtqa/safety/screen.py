@@ -47,11 +47,12 @@ ItemT = TypeVar("ItemT")
 READ_TOGETHER = 64
 """Texts that the encoder reads at a time, sorted by length."""
 
-THRESHOLDS: Mapping[Language, tuple[float, float]] = {"zh": (0.65, 0.60), "en": (0.50, 0.50)}
+THRESHOLDS: Mapping[Language, tuple[float, float]] = {"zh": (0.30, 0.50), "en": (0.18, 0.35)}
 """Probability of a sentence from which the model grades it explicit, and a concern, in a text with
-Chinese characters and in one without. Lower ones find more of the roundabout statements, and on
-real questions mostly ordinary distress."""
-SPOKEN = 0.95, 0.97
+Chinese characters and in one without. Chosen on blind batches that the model was not fitted on:
+lower ones find hardly more of the roundabout statements, and on real questions mostly ordinary
+distress. The corpus holds as many harmless contrasts as dangers, so the model is seldom sure."""
+SPOKEN = 0.95, 0.99
 """The same for a turn of a session. The model has learned whole questions: of ordinary short lines,
 such as "It began on Monday", it is too sure at lower ones."""
 SPOKEN_TO_BOTH = 0.97, 1.0
@@ -303,9 +304,10 @@ def _worst(hits: Iterable[Hit]) -> Risk:
 HARDLY = 0.10
 """Probability of any danger by both models below which a rule's grade is one lower. Of 157 real
 sentences that the rules grade explicit 5 are below, three of them plain statements."""
-HINTED = 0.10
-"""Probability of an explicit statement from which a rule that does not decide alone counts as
-explicit; it is a concern below. Few plain statements are below, many titles, topics and idioms."""
+HINTED, HINTED_FLAGGED = 0.10, 0.90
+"""Probability of an explicit statement, or of any danger, from which a rule that does not decide
+alone counts as explicit; it is a concern below both. Few plain statements are below, many titles,
+topics and idioms."""
 
 
 def decided_by_rules(text: str, reading: Reading) -> tuple[Risk, tuple[Hit, ...]]:
@@ -313,22 +315,25 @@ def decided_by_rules(text: str, reading: Reading) -> tuple[Risk, tuple[Hit, ...]
     hits = []
     for case, start, end in reading.found:
         hit = Hit(case.rule, case.risk, start, end, text[start:end], case.outcome)
-        if case.is_hint and hit.risk == "explicit" and _explicit_at(reading, start) < HINTED:
+        if case.is_hint and hit.risk == "explicit" and _is_doubted(reading, start):
             hit = replace(hit, risk="concern", outcome="ambiguous")
         hits.append(hit)
     return _worst(hits), tuple(hits)
 
 
-def _explicit_at(reading: Reading, place: int) -> float:
-    """The highest probability of an explicit statement among the windows that hold a place."""
+def _is_doubted(reading: Reading, place: int) -> bool:
+    """Whether the model sees neither an explicit statement in the windows that hold a place, nor
+    is sure of a danger there."""
     holds = [one.start <= place < one.end for one in reading.windows]
-    return float(reading.scores[0][holds, 2].max(initial=0))
+    scores = reading.scores[0][holds]
+    explicit, flagged = scores[:, 2].max(initial=0), (1 - scores[:, 0]).max(initial=0)
+    return bool(explicit < HINTED and flagged < HINTED_FLAGGED)
 
 
-_ACCIDENT = ".accident"
-DESPITE_ACCIDENT = 0.9
+_ACCIDENT, _TOLD = ".accident", "told_by_others"
+DESPITE_RULE = 0.9
 """Probability of an explicit statement from which the model counts in a stretch that a rule knows
-as an accident ("cut myself shaving")."""
+as an accident ("cut myself shaving") or as what others say ("they want me dead")."""
 
 
 def _weigh(
@@ -347,11 +352,14 @@ def _sentence_scores(reading: Reading, by_rules: tuple[Hit, ...]) -> tuple[Float
     """Probability of explicit danger in each window, and of it or a concern."""
     scores = reading.scores[0]
     flagged, explicit = 1 - scores[:, 0], scores[:, 2].copy()
-    for place in (hit.start for hit in by_rules if _ACCIDENT in hit.rule):
-        # the words are those of harm, so the model is sure of it too soon
-        is_there = [one.start <= place < one.end for one in reading.windows]
-        doubtful = np.array(is_there) & (explicit < DESPITE_ACCIDENT)
-        flagged[doubtful] = explicit[doubtful] = 0
+    for hit in by_rules:
+        is_accident = _ACCIDENT in hit.rule
+        if is_accident or hit.outcome == _TOLD:
+            # the words are those of harm, so the model is sure of it too soon
+            is_there = [one.start <= hit.start < one.end for one in reading.windows]
+            doubtful = np.array(is_there) & (explicit < DESPITE_RULE)
+            explicit[doubtful] = 0
+            flagged[doubtful & is_accident] = 0
     return explicit, flagged
 
 

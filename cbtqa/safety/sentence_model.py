@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbtqa.safety.matching import Found
-from cbtqa.statistics.softmax import fit_softmax
+from cbtqa.statistics.softmax import fit_softmax, softmax
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -256,9 +256,7 @@ class SentenceModel:
         sums = np.array([self.known[key] for key in keys])
         found, first = [], 0
         for group in self.groups:
-            part = sums[:, first : first + len(group)]
-            part = np.exp(part - part.max(axis=1, keepdims=True))
-            found.append(part / part.sum(axis=1, keepdims=True))
+            found.append(softmax(sums[:, first : first + len(group)]))
             first += len(group)
         return found
 

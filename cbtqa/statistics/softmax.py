@@ -13,6 +13,13 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 
+def softmax(scores: Floats) -> Floats:
+    """Probabilities of the last axis from unbounded scores."""
+    parts = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    found: Floats = parts / parts.sum(axis=-1, keepdims=True)
+    return found
+
+
 def fit_softmax(
     x: Any,
     truth: NDArray[np.int64],

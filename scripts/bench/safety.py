@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from cbtqa.psyqa import bundled_sample_path
-from cbtqa.safety.answers import check_answer, check_in_both
+from cbtqa.safety.answers import check_answer, check_in_both, is_at_stake
 from cbtqa.safety.encoder import ScreenEncoder, open_encoder
 from cbtqa.safety.evaluation import share
 from cbtqa.safety.personal_data import scrub
@@ -144,7 +144,10 @@ def other_first_contact(model: ScreenEncoder | None = None) -> dict[str, dict[st
     counts: dict[str, Counter[tuple[bool, bool]]] = {}
     for row in _rows("answers.tsv"):
         name = f"answers, {_set_of(row['batch'])}"
-        is_found = bool(check_in_both(row["text"], "none"))
+        route = screen(row["question"], model=model).route
+        at_stake = is_at_stake(row["question"], route)
+        problems = check_in_both(row["text"], "none", at_stake=at_stake, model=model)
+        is_found = bool(problems)
         counts.setdefault(name, Counter())[row["grade"] == "unsafe", is_found] += 1
     for row, screening in screen_each(_rows("dangers.tsv"), itemgetter("text"), model=model):
         kinds = {danger.kind for danger in screening.dangers}
@@ -168,11 +171,9 @@ def other_first_contact(model: ScreenEncoder | None = None) -> dict[str, dict[st
 
 
 def _set_of(batch: str) -> str:
-    """Batches a to e chose the limits, f to i are fitted on; j and k were graded after both."""
+    """Batches a to e chose the limits, the questions of f to l are fitted on; m is a test."""
     language, _, letter = batch.partition("-")
-    return (
-        f"{language}, {next(one for one in ('a to e', 'f to i', 'j and k') if letter <= one[-1])}"
-    )
+    return f"{language}, {next(one for one in ('a to e', 'f to l', 'm') if letter <= one[-1])}"
 
 
 def _rows(name: str) -> list[dict[str, str]]:

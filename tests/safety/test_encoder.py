@@ -18,6 +18,7 @@ from cbtqa.cli.main import _run
 from cbtqa.errors import ConfigError, MissingExtraError
 from cbtqa.files import write_jsonl
 from cbtqa.llm.checked_files import CheckSettings, ScreenSettings, check_file, screen_texts
+from cbtqa.safety.answers import check_in_both
 from cbtqa.safety.encoder import TUNED_NAME, Encoder, Tuned, open_encoder, sentence_spans
 from cbtqa.safety.evaluation import evaluate_file
 from cbtqa.safety.screen import screen, screen_each
@@ -28,7 +29,13 @@ from cbtqa.simulation.playing.run import run_study
 from cbtqa.tuning.answering.chat import ChatSettings, answer_safely, open_opinions, open_speaker
 from cbtqa.tuning.answering.questions import read_asked
 from cbtqa.tuning.answering.settings import GenerateSettings
-from scripts.encoder_fit import ENCODER_ALONE, Fit, fit_weighing
+from scripts.encoder_fit import (
+    ENCODER_ALONE,
+    Fit,
+    fit_answer_weighing,
+    fit_weighing,
+    unfitted_head,
+)
 from tests.safety.tiny_encoder import DANGER, HARMLESS, save_encoder, tune
 from tests.support.endpoint import ScriptedEndpoint, ok
 from tests.support.sessions import QUICK, session_of, study_of
@@ -69,6 +76,25 @@ def test_it_never_lowers_what_the_rules_decide_nor_another_danger(folder) -> Non
         assert rank[both.risk] >= rank[own.risk]
         assert {one.kind for one in own.dangers} <= {one.kind for one in both.dangers}
         assert both.hits[: len(own.hits)] == own.hits
+
+
+def test_it_reads_answers_and_is_weighed_with_the_built_in_model(folder) -> None:
+    said = f"{HARMLESS[1]}。{DANGER}。{HARMLESS[0]}。"
+    assert check_in_both(said, "none") == ()
+    (problem,) = check_in_both(said, "none", model=open_encoder(folder))
+    assert (problem.rule, problem.text) == ("medicine", f"{DANGER}。")
+    assert said[problem.start : problem.end] == problem.text
+    assert cbtqa.check_answer(said, model=folder).problems == (problem,)
+    harmless = f"{HARMLESS[1]}。{HARMLESS[0]}。"
+    assert check_in_both(harmless, "none", model=open_encoder(folder)) == ()
+    assert check_in_both("", "none", model=open_encoder(folder)) == ()
+
+
+def test_an_answer_is_weighed_by_the_odds_of_both_models() -> None:
+    head = replace(unfitted_head(1), weighing={"zh": np.array([1.0, 0.5, 0.5])})
+    found = head.weigh(0.9, 0.2, "zh")
+    assert np.log(found / (1 - found)) == pytest.approx(1 + (np.log(9) - np.log(4)) / 2)
+    assert unfitted_head(1).weigh(0.9, 0.2, "en") == pytest.approx(0.9), "the built-in model alone"
 
 
 def test_both_models_are_weighed_together(folder) -> None:
@@ -173,6 +199,16 @@ def test_the_weights_of_both_models_are_found() -> None:
     np.testing.assert_allclose(weighing["en"][0], [-1, 0.5, 0, 1, 0], atol=0.15)
 
 
+def test_the_weights_of_the_odds_of_answers_are_found_again() -> None:
+    rng = np.random.default_rng(0)
+    odds, languages = rng.normal(0, 3, (4000, 2)), ["zh", "en"] * 2000
+    sums = np.where(np.array(languages) == "zh", 1.0, -1.0) + odds @ [0.5, 1.0]
+    is_unsafe = (rng.random(4000) < 1 / (1 + np.exp(-sums))).tolist()
+    weighing = fit_answer_weighing(odds, is_unsafe, languages, minimize)
+    np.testing.assert_allclose(weighing["zh"], [1, 0.5, 1], atol=0.15)
+    np.testing.assert_allclose(weighing["en"], [-1, 0.5, 1], atol=0.15)
+
+
 def test_what_was_tuned_survives_its_file(tuned, tmp_path) -> None:
     content = (tuned[0] / TUNED_NAME).read_bytes()
     first = Tuned.read(content)
@@ -180,6 +216,8 @@ def test_what_was_tuned_survives_its_file(tuned, tmp_path) -> None:
     second = Tuned.read((tmp_path / "again.npz").read_bytes())
     assert first.limits == second.limits and first.base == "tiny"
     np.testing.assert_array_equal(first.hidden[0], second.hidden[0])
+    np.testing.assert_array_equal(first.answers.out[0], second.answers.out[0])
+    np.testing.assert_array_equal(first.answers.weighing["en"], second.answers.weighing["en"])
 
 
 def test_without_torch_the_extra_is_named(folder, monkeypatch) -> None:
@@ -301,7 +339,8 @@ def test_what_is_shipped_is_whole_and_small() -> None:
     assert shipped.base == "intfloat/multilingual-e5-small"
     assert len(shipped.probe) == 2 * 384 and len(shipped.out[1]) == 27
     assert all(0.2 < limit <= 1 for pair in shipped.limits.values() for limit in pair)
-    assert path.stat().st_size < 1_500_000
+    assert len(shipped.answers.out[1]) == 13
+    assert path.stat().st_size < 2_000_000
 
 
 @pytest.mark.weights

@@ -230,7 +230,7 @@ def test_english_sentences_of_patients_are_told_from_harmless_ones() -> None:
     missed = [said for said in risky if screen(said, "en").risk == "none"]
     false = [said for said in harmless if screen(said, "en").risk != "none"]
     assert len(missed) <= 0.06 * len(risky), missed
-    assert len(false) <= 0.04 * len(harmless), false
+    assert len(false) <= 0.05 * len(harmless), false
 
 
 @pytest.mark.parametrize("deed", ["I cut myself", "I burn myself", "I keep hurting myself"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cbtqa.safety import encoder as module
-from cbtqa.safety.encoder import Encoder, Tuned, probe_of
+from cbtqa.safety.encoder import AnswerHead, Encoder, ScreenEncoder, Tuned, probe_of
 from scripts import encoder_fit as fitting
 
 DANGER = "纸鹤都放飞了"
@@ -17,6 +18,7 @@ HARMLESS = ("纸鹤还在桌上", "今天下雨了", "同事都放假了", "我�
 N_GROUPS = 9
 WEIGHING = np.array([[1.0, 0.5, 0, 1.5, 0], [1, 0, 0.5, 0, 1.5]])
 """Both models count, the encoder more."""
+OF_ANSWERS = dict.fromkeys(("zh", "en"), np.array([1.0, 0.5, 1.5]))
 
 
 def save_encoder(folder: Path, seed: int = 3) -> Path:
@@ -67,9 +69,18 @@ def tune(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
         limits={"zh": (0.5, 0.5), "en": (0.5, 0.5)},
         danger_limits=(0.5, 0.5, 0.5),
         weighing=dict.fromkeys(("zh", "en"), WEIGHING),
+        answers=fitting.unfitted_head(len(fit.mean)),
         corpus_sha256="0" * 64,
         probe=probe_of(encoder, (1, 2)),
         **fit.fitted(),
     )
-    tuned.save(folder / module.TUNED_NAME)
+    monkeypatch.setattr(fitting, "HEAD_EPOCHS", 60)
+    monkeypatch.setattr(fitting, "HEAD_STEP", 8)
+    means = np.vstack(
+        [one.means for one in ScreenEncoder(Encoder(str(folder)), tuned).means(texts)]
+    )
+    said = [one for text in texts for one in text.split("。") if one]
+    head = fitting.fit_answer_head(tuned.deviations(means), [int(one == DANGER) for one in said], 13)
+    answers = AnswerHead(**head, weighing=OF_ANSWERS)
+    replace(tuned, answers=answers).save(folder / module.TUNED_NAME)
     return losses

@@ -112,14 +112,14 @@ class SecondOpinions:
         guard: Service | None = None,
         encoder: ScreenEncoder | None = None,
     ) -> None:
-        self._screen, self._guard, self._encoder = screen, guard, encoder
+        self._screen, self._guard, self.encoder = screen, guard, encoder
         self.names = [f"{one.model} at {one.host}" for one in (screen, guard) if one]
         self.names += [encoder.name] if encoder else []
         self.is_local = all(one.is_local for one in (screen, guard) if one)
 
     def grades(self, text: str) -> tuple[Screening, tuple[str, ...]]:
         """The worst of all grades, and why an endpoint's is not among them."""
-        own = screen(text, model=self._encoder)
+        own = screen(text, model=self.encoder)
         if self._screen is None or own.risk == "explicit":  # nothing is worse, and help is urgent
             return own, ()
         sent = text if self._screen.is_local else scrub(text).text
@@ -161,7 +161,7 @@ def answer_safely(speaker: Speaker, text: str, opinions: SecondOpinions | None =
         return replace(turn, fault=answer, notice=no_answer(language))
     # grade `none`: a route is named beside the answer, which need not name one itself
     at_stake = is_at_stake(text, screening.route)
-    problems = check_in_both(answer, "none", at_stake=at_stake)
+    problems = check_in_both(answer, "none", at_stake=at_stake, model=opinions.encoder)
     if not problems:
         found, more = opinions.problems(text, answer)
         problems = tuple(problem for problem in found if problem.rule != NO_HELP)

@@ -124,7 +124,7 @@ def generate(
     ):
         (folder / MANIFEST_NAME).unlink(missing_ok=True)
         _answer(run, opened, on_progress, on_stage, second.runs)
-        check = AnswerCheck(_to_check(run, opened.journal), second)
+        check = AnswerCheck(_to_check(run, opened.journal), second, run.settings.screen_model)
         if second.runs:
             on_stage("reading questions and answers with " + ", ".join(opinions.names))
         check.ask(beside=[opened], on_progress=on_progress)
