@@ -43,7 +43,7 @@ STEPS = (
     *("validation_and_empathy", "key_thought", "challenge_or_reflection"),
     *("strategy_or_insight", "encouragement_and_foresight"),
 )
-N_LEARNT = 72
+N_LEARNT = 40
 """Characters of the answer that is learnt: the time that it takes grows with them."""
 ANSWER = ("--split", "train", "--limit", "1", "--max-new-tokens", "1000")
 SCORE = ("--split", "train", "--metrics", "chrf2,bleu_zh", "--bootstrap", "0")
