@@ -188,7 +188,7 @@ def firsts_of_their_kind(requests: list[Request]) -> list[int]:
     found = []
     for number, one in enumerate(requests, 1):
         kind = (one.method, re.sub(r"/resolve/.*|/tree/.*|[0-9a-f]{40,}", "", one.path))
-        if one.is_write and "/lfs/" not in one.path or kind not in seen:
+        if (one.is_write and "/lfs/" not in one.path) or kind not in seen:
             found.append(number)
         seen.add(kind)
     return found

@@ -251,7 +251,7 @@ def sizes() -> Iterator[tuple[int, int]]:
     for n_applies in (1, 2, 5, 6, 9, 10):
         yield N, n_applies
     for n in (1, 2, 10):
-        for n_applies in {0, 1, n - 1, n}:
+        for n_applies in sorted({0, 1, n - 1, n}):
             yield n, n_applies
 
 

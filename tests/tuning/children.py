@@ -61,8 +61,9 @@ def _program(folder: Path, rank: int, runs: list[list[str]], env: dict[str, str]
     sys.exit(max(_run(words, True) for words in runs))
 
 
-
-def run_at_once(target: Callable[..., None], arguments: list[tuple[object, ...]]) -> list[int | None]:
+def run_at_once(
+    target: Callable[..., None], arguments: list[tuple[object, ...]]
+) -> list[int | None]:
     """Calls a function in so many processes at the same time: their exit codes."""
     at_once = [children().Process(target=target, args=one) for one in arguments]
     for process in at_once:

@@ -69,7 +69,7 @@ def answering(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model that has learnt to say short sentences and to stop."""
     folder = tmp_path_factory.mktemp("model") / "answering"
     model, chat = tiny_model(seed=3), ChatFormat(tiny_tokenizer())
-    rows = [row for _, row in read_rows(dataset / "data" / "train-00000-of-00001.parquet")][:2]
+    rows = [row for _, row in read_rows(dataset / "data" / "train-00000-of-00001.parquet")][:4]
     prompts = chat.prompt_ids([prompt_messages(question_of(row)) for row in rows])
     answers = chat.answer_ids([SENTENCES[k % 6][:10] for k in range(len(rows))])
     texts = [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)]
@@ -79,7 +79,7 @@ def answering(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         labels[row, len(prompt) : len(text)] = torch.tensor(text[len(prompt) :])
     optimizer = torch.optim.AdamW(model.parameters(), lr=8e-3)
-    for _ in range(80):
+    for _ in range(60):
         loss = model(input_ids=ids, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
