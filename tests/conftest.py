@@ -46,7 +46,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if str(item.path) in shared and item.get_closest_marker("xdist_group") is None:
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        if item.config.getoption("loadgroup", False):
+            _put_the_group_into_the_id(item)
     items.sort(key=_comes_later)
+
+
+def _put_the_group_into_the_id(item: pytest.Item) -> None:
+    """What pytest-xdist 3.8 does itself: pytest 9.2 does not read any more where it writes that.
+
+    The process that hands out tests knows groups by ids alone: without this every test is its own.
+    """
+    group = item.get_closest_marker("xdist_group")
+    if group is not None and item.parent is not None and hasattr(item, "_id"):
+        item._id = item.parent.id.child(f"{item.name}@{group.args[0]}")
 
 
 def _comes_later(item: pytest.Item) -> bool:

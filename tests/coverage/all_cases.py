@@ -16,6 +16,9 @@ SLOW = {
         "kappa with people, noise judge, 5 raters",
         "corrected mean, 5 answers rated",
         "corrected mean, 5 raters of severity SD .4",
+        "corrected mean, 4 raters, three of whom stopped after a third",
+        "corrected mean, 30 answers rated near the ceiling",
+        "alarm, one point, a share of .9",
     ),
     "compare": ("chrF2 difference on 5 questions",),
     "rate": (
@@ -31,13 +34,20 @@ SLOW = {
         "test of arms: 3 patients, no patient by arm",
         "test of arms: 20 patients, patient by arm 1",
         "test of arms: 10 patients, one arm of three times the spread",
+        "test of arms: 3 patients, patient by arm 1",
     ),
     "score": (
         "BLEU zh of 10 answers",
         "chrF2 of 3 answers",
+        "chrF2 of 10 answers",
+    ),
+    "agreement": (
+        "AC, 5 raters, 30 questions, 2 systems, severity SD 0.4, near the ceiling",
+        "alpha, 10 raters, 30 questions, 3 systems, severity SD 0.4",
+        "alpha, 3 raters, 30 questions, 3 systems, severity SD 0.4",
     ),
 }
-"""By room: figures of 2.5 to 11 CPU seconds whose siblings, by the same code, stay in the suite."""
+"""By room: figures of 0.5 to 11 CPU seconds whose siblings, by the same code, stay in the suite."""
 CASES = [
     replace(case, tier="bench") if case.name in SLOW.get(case.room, ()) else case
     for name in MODULES

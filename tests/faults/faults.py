@@ -209,11 +209,11 @@ ALIKE = ("empty", "truncated", "a folder", "a loop of links", "GBK", "long numbe
 """Left out where a path may be left out: the same reader has met them elsewhere."""
 ENDS_BADLY = {"missing", "a named pipe", "a loop of links", "binary", "very deep"}
 """With these no command can go on as if nothing were wrong with a file that it was given."""
-EVERYWHERE = ("missing", "binary", "wrong types", "numbers")
+EVERYWHERE = ("missing",)
 """What every place is tried with, whichever others take the same input."""
-SHARED_BY = 3
-"""The other faults of an input are shared out: each is tried at one in three of the places that
-take it. `CBTQA_FAULTS=all` tries every one at every place."""
+WHERE_REQUIRED = ("wrong types", "numbers")
+"""What every place is tried with without which a command does nothing. Every other fault of an input
+is tried at one of the places that take it; `CBTQA_FAULTS=all` tries every one at every place."""
 IN_A_FOLDER = ("truncated", "wrong types", "missing", "deep", "numbers")
 """What is tried on each file of a folder that a command is given: the others say the same."""
 IN_SETTINGS = ("missing", "alias bomb", "wrong types")

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 import pydantic_core
+import pytest
 import typer
 import yaml
 
@@ -22,6 +23,7 @@ from tests.support.messages import (
 )
 from tests.support.sources import ROOT
 
+pytestmark = pytest.mark.xdist_group("messages")  # what is found in the sources, they share
 CATALOGUE = ROOT / "cbtqa/report/zh"
 CJK = re.compile("[\u4e00-\u9fff]")
 

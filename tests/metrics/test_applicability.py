@@ -244,11 +244,14 @@ def columns_where(applies: Mapping[int, bool], *, is_reference: bool) -> dict[st
 
 
 def sizes() -> Iterator[tuple[int, int]]:
-    """Questions, and those of them where metrics apply: all up to 12, and few among many."""
-    for n_applies in range(1, 13):
+    """Questions, and those of them where metrics apply: on both sides of each least number.
+
+    An interval of wins wants 2, `ar` 6 and `bs` 10.
+    """
+    for n_applies in (1, 2, 5, 6, 9, 10):
         yield N, n_applies
-    for n in (1, 2, 12):
-        for n_applies in range(n + 1):
+    for n in (1, 2, 10):
+        for n_applies in sorted({0, 1, n - 1, n}):
             yield n, n_applies
 
 

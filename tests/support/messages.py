@@ -87,7 +87,7 @@ class Module:
         self.constants = dict(_assigned(tree_of(path).body))
         self.within: dict[ast.AST, Function] = {}
         for function in (n for n in nodes if isinstance(n, Function)):
-            for node in ast.walk(function):
+            for node in _nodes_within(function):
                 self.within[node] = function  # the innermost is met last
 
     def behind(self, node: ast.AST | None, place: ast.AST, depth: int = DEPTH) -> Iterator[str]:
@@ -130,13 +130,13 @@ class Module:
 
     def _local(self, name: str, place: ast.AST) -> list[ast.AST]:
         function = self.within.get(place)
-        local = _assigned(ast.walk(function)) if function else []
+        local = _assigned_within(function) if function else []
         return [value for target, value in local if target == name]
 
     def _sums(self, name: str, place: ast.AST) -> Iterator[str]:
         """What `name = ...; name += ...` add up to."""
         function = self.within.get(place)
-        nodes = list(ast.walk(function)) if function else []
+        nodes = list(_nodes_within(function)) if function else []
         steps = [
             node
             for node in nodes
@@ -173,7 +173,7 @@ class Module:
     def _all_sums(self) -> Iterator[str]:
         """The whole sums of every function."""
         for function in self.functions.values():
-            for name in {name for name, _ in _assigned(ast.walk(function))}:
+            for name in {name for name, _ in _assigned_within(function)}:
                 found = list(self._sums(name, function.body[0]))
                 for index, text in enumerate(found):
                     if not any(one.startswith(text) for one in found[index + 1 :]):
@@ -186,7 +186,7 @@ class Module:
                 yield from self.behind(value, place, depth)
         elif name in self.functions:
             function = self.functions[name]
-            for node in ast.walk(function):
+            for node in _nodes_within(function):
                 if isinstance(node, ast.Return | ast.Yield) and node.value is not None:
                     yield from self.behind(node.value, node, depth)
 
@@ -264,6 +264,17 @@ def _assigned(nodes: Iterable[ast.AST]) -> list[tuple[str, ast.AST]]:
             case ast.NamedExpr(target=ast.Name(id=name), value=value):
                 found.append((name, value))
     return found
+
+
+@cache
+def _nodes_within(function: Function) -> tuple[ast.AST, ...]:
+    """A function's nodes: it is asked about once for every name in it."""
+    return tuple(ast.walk(function))
+
+
+@cache
+def _assigned_within(function: Function) -> list[tuple[str, ast.AST]]:
+    return _assigned(_nodes_within(function))
 
 
 def _texts(node: ast.AST) -> list[str]:

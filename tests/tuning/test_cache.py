@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +22,7 @@ from cbtqa.tuning.weights.cache import cache_folder, cached_copies, clear_cache,
 from cbtqa.tuning.weights.files import describe_base
 from tests.support.hub import StandInHub
 from tests.support.original_checkpoints import save_original
+from tests.tuning.children import children, run_at_once
 
 
 @pytest.fixture(autouse=True)
@@ -160,21 +161,19 @@ def test_a_backbone_comes_from_modelscope_by_its_own_library(
         server.server_close()
 
 
-def _convert(folder: str, told: list[str]) -> None:
+def _convert(folder: str, told: list[str], own: str) -> None:
+    os.environ["CBTQA_CACHE"] = own  # what forks has the environment of its start
     converted(find_backbone(folder), told.append)
 
 
+@pytest.mark.xdist_group("children")
 def test_two_processes_make_one_copy(tmp_path: Path) -> None:
     save_original(tmp_path / "mine", "baichuan", parts=3, layers=6)
-    context = multiprocessing.get_context("spawn")
-    with context.Manager() as manager:
+    with children().Manager() as manager:
         told = [manager.list() for _ in range(3)]
-        at_once = [context.Process(target=_convert, args=(str(tmp_path / "mine"), t)) for t in told]
-        for process in at_once:
-            process.start()
-        for process in at_once:
-            process.join()
-        assert [process.exitcode for process in at_once] == [0, 0, 0]
+        own = str(tmp_path / "copies")
+        codes = run_at_once(_convert, [(str(tmp_path / "mine"), one, own) for one in told])
+        assert codes == [0, 0, 0]
         assert sum(any("converting" in words for words in each) for each in told) == 1
     assert len(cached_copies()) == 1
 

@@ -254,17 +254,17 @@ def test_a_dataset_without_validation_split_is_trained_without_evaluation(
 
 
 @pytest.mark.slow
-def test_a_tiny_model_overfits_twenty_examples_and_reproduces_them(
+def test_a_tiny_model_overfits_ten_examples_and_reproduces_them(
     bench: Path, tmp_path: Path
 ) -> None:
-    rows = write_rows(tmp_path / "short.jsonl", 20, n_sentences=1)
+    rows = write_rows(tmp_path / "short.jsonl", 10, n_sentences=1)
     # a frozen random head must be able to be sure of itself: weights of 0.02 never are
     base = write_tiny_model(tmp_path / "base", initializer_range=0.3)
     flags = {"data": rows, "validation_data": rows, "backbone": str(base), "rank": 32, "alpha": 64}
-    more = {"epochs": 45, "batch_size": 10, "eval_steps": 90, "n_samples": 20, "sample_tokens": 80}
+    more = {"epochs": 45, "batch_size": 5, "eval_steps": 90, "n_samples": 10, "sample_tokens": 80}
     _run(bench, tmp_path / "overfit", **flags, **more, learning_rate=1e-2, warmup=0.1)
     samples = [row for _, row in read_rows(tmp_path / "overfit/samples.jsonl")]
-    assert len(samples) == 20
+    assert len(samples) == 10
     wrong = [row["id"] for row in samples if row["text"] != row["reference"]]
     assert not wrong
     assert {row["finish_reason"] for row in samples} == {"stop"}

@@ -78,8 +78,8 @@ def answering(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = torch.full_like(ids, -100)
     for row, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
         labels[row, len(prompt) : len(text)] = torch.tensor(text[len(prompt) :])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(100):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=8e-3)
+    for _ in range(60):
         loss = model(input_ids=ids, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()

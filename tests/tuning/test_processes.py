@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -19,8 +16,9 @@ from cbtqa.files import read_rows
 from cbtqa.manifest import read_manifest
 from tests.support.program import environment
 from tests.support.tiny_models import write_rows, write_tiny_model
+from tests.tuning.children import start_program
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("children")]
 FLAGS = (
     *("--epochs", "2", "--batch-size", "4", "--eval-steps", "4", "--n-samples", "1"),
     *("--sample-tokens", "4", "--log-steps", "1", "--learning-rate", "5e-3", "--dropout", "0.1"),
@@ -38,29 +36,10 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-DRIVER = """
-import json, sys
-from cbtqa.cli.main import _run
-for words in json.loads(sys.argv[1]):
-    assert _run(words, True) == 0
-"""
-
-
-def _start(bench: Path, runs: list[list[str]], n_processes: int = 1) -> subprocess.Popen[str]:
-    """The program, several commands one after another: starting takes longer than training."""
-    (bench / "driver.py").write_text(DRIVER)
-    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={n_processes}", "--standalone"]
-    command = [*(launcher if n_processes > 1 else ()), "driver.py", json.dumps(runs)]
+def _start(bench: Path, runs: list[list[str]], n_processes: int = 1) -> list[BaseProcess]:
+    """The program, several commands one after another."""
     quiet = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return subprocess.Popen(
-        [sys.executable, *command],
-        cwd=bench,
-        env=environment(**quiet, PYTHONPATH=str(Path(__file__).parents[2])),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    return start_program(bench, runs, environment(**quiet), n_processes)
 
 
 def _run_here(words: list[str]) -> None:
@@ -79,6 +58,10 @@ def _by_flag(words: tuple[str, ...]) -> dict[str, str]:
     return dict(zip(words[::2], words[1::2], strict=True))
 
 
+def _said(bench: Path) -> str:
+    return "\n".join(path.read_text() for path in sorted(bench.glob("said-*.txt")))
+
+
 def _losses(folder: Path, key: str) -> list[float]:
     return [row[key] for _, row in read_rows(folder / "log.jsonl") if key in row]
 
@@ -93,14 +76,15 @@ def test_a_killed_run_continues_to_the_same_bits(
 ) -> None:
     """SIGKILL while training, after a checkpoint; dropout is on, so random states matter."""
     _run_here(_words(bench, "straight"))
-    killed = _start(bench, [_words(bench, "killed")])
+    [killed] = _start(bench, [_words(bench, "killed")])
     log = bench / "killed" / "log.jsonl"
     deadline = time.monotonic() + 100
     while not (log.exists() and '"step": 6,' in log.read_text()):
-        assert killed.poll() is None and time.monotonic() < deadline, killed.communicate()
+        assert killed.is_alive() and time.monotonic() < deadline, _said(bench)
         time.sleep(0.005)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.communicate()
+    killed.kill()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     assert not (bench / "killed/manifest.json").exists()
     _run_here(_words(bench, "killed"))
     assert "continuing from checkpoint-" in capfd.readouterr().err
@@ -120,8 +104,9 @@ def test_two_processes_give_the_losses_of_one(bench: Path) -> None:
         for name, is_pair in kinds.items()
     ]
     two = _start(bench, runs, n_processes=2)
-    said, _ = two.communicate(timeout=110)
-    assert two.returncode == 0, said
+    for process in two:
+        process.join(110)
+    assert [process.exitcode for process in two] == [0, 0], _said(bench)
     for name, is_pair in kinds.items():
         assert read_manifest(bench / f"{name}-2").counts["n_processes"] == 2
         for key in (

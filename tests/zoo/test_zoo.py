@@ -30,7 +30,6 @@ DOCS = Path(__file__).parents[2] / "docs/backbones.md"
 @pytest.mark.parametrize(
     ("model_type", "ending"),
     [
-        ("qwen3_moe", "packed"),  # experts
         ("qwen3_5_text", "padded"),  # linear attention in three layers of four
         ("gpt2", "packed"),  # weights stored the other way round
         ("deepseek_v3", "packed"),  # latent attention, experts
