@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +42,7 @@ from tests.faults.material import (
     places,
     write_material,
 )
+from tests.faults.runner import ON_TORCH
 from tests.support.program import environment
 
 pytestmark = [
@@ -83,37 +85,47 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+Runner = Callable[[bool], subprocess.Popen[str]]
+
+
 @pytest.fixture(scope="session")
-def runner() -> Iterator[subprocess.Popen[str]]:
-    """The process from which the commands are forked."""
-    started = subprocess.Popen(
-        [sys.executable, "-m", "tests.faults.runner"],
-        cwd=ROOT,
-        env=environment(PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1", COLUMNS="80"),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with started:
-        yield started
-        assert started.stdin is not None
-        started.stdin.close()
+def runner() -> Iterator[Runner]:
+    """The process from which commands are forked; with torch in it a fork costs three times as much."""
+    with ExitStack() as stack:
+
+        @cache
+        def start(is_on_torch: bool) -> subprocess.Popen[str]:
+            started = subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.runner"],
+                cwd=ROOT,
+                env=environment(PYTHONPATH=str(ROOT), HF_HUB_OFFLINE="1", COLUMNS="80"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            assert started.stdin is not None
+            stack.enter_context(started)
+            stack.callback(started.stdin.close)
+            return started
+
+        yield start
 
 
 Run = Callable[[list[Case]], list[dict[str, Any]]]
 
 
 @pytest.fixture
-def run(runner: subprocess.Popen[str], record_property: Callable[[str, object], None]) -> Run:
+def run(runner: Runner, record_property: Callable[[str, object], None]) -> Run:
     """Runs cases, two at a time; their number and time are told at the end of the session."""
 
     def run_all(cases: list[Case]) -> list[dict[str, Any]]:
         started = time.monotonic()
-        assert runner.stdin is not None and runner.stdout is not None
-        asked = [{"words": one.words, "cwd": str(one.cwd), **one.more} for one in cases]
-        runner.stdin.write(json.dumps(asked) + "\n")
-        runner.stdin.flush()
-        ends: list[dict[str, Any]] = json.loads(runner.stdout.readline())
+        one = runner(any(case.words[0] in ON_TORCH for case in cases))
+        assert one.stdin is not None and one.stdout is not None
+        asked = [{"words": case.words, "cwd": str(case.cwd), **case.more} for case in cases]
+        one.stdin.write(json.dumps(asked) + "\n")
+        one.stdin.flush()
+        ends: list[dict[str, Any]] = json.loads(one.stdout.readline())
         record_property("fault_runs", (len(cases), time.monotonic() - started))
         return ends
 
