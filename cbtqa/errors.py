@@ -26,7 +26,10 @@ Run-level trouble raises one of these. Item-level trouble never raises: it is a
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class CbtqaError(Exception):
@@ -69,6 +72,13 @@ def require(module: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or module, extra) from None
+
+
+def faults_of(error: ValidationError) -> list[dict[str, Any]]:
+    """What pydantic found wrong, fault by fault, each with `loc`, `type`, `input` and `msg`; the
+    words of our own checks stand alone in `msg`."""
+    faults: list[dict[str, Any]] = [dict(one) for one in error.errors(include_url=False)]
+    return [{**one, "msg": str(one["msg"]).removeprefix("Value error, ")} for one in faults]
 
 
 class DataError(CbtqaError):

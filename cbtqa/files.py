@@ -21,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from cbtqa.errors import DataError
+from cbtqa.errors import DataError, faults_of
 from cbtqa.paths import is_folder, readable, replacing
 from cbtqa.plain_values import parse_json, parse_yaml, well_formed, well_formed_value
 from cbtqa.secrets import masked, masked_value
@@ -79,7 +79,7 @@ def parse_record(model: type[ModelT], row: object, where: str) -> ModelT:
     try:
         return model.model_validate(row)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first = faults_of(error)[0]
         field = ".".join(str(part) for part in first["loc"])
         raise DataError(first["msg"], where=f"{where}:{field}" if field else where) from None
 

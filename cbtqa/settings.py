@@ -17,7 +17,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cbtqa.errors import ConfigError, DataError, UsageError
+from cbtqa.errors import ConfigError, DataError, UsageError, faults_of
 from cbtqa.files import read_text
 from cbtqa.plain_values import parse_yaml, parse_yaml_lines
 
@@ -130,15 +130,22 @@ def resolve(
     try:
         settings = model.model_validate(values)
     except ValidationError as error:
-        for item in error.errors(include_url=False):
+        for item in faults_of(error):
             field = str(item["loc"][0]) if item["loc"] else ""
             if item["type"] == "missing" and item["loc"] == (field,):
                 missing.append(field)
                 continue
-            place = f"{origins.get(field, 'settings')}: {field}: " if field else ""
-            problems.append(f"{place}{item['msg']}" + (f", got {item['input']!r}" if field else ""))
+            problems.append(_told(item, field, origins.get(field, "settings")))
     _raise_problems(problems, missing)
     return Resolved(settings, origins)
+
+
+def _told(fault: Mapping[str, Any], field: str, origin: str) -> str:
+    """One fault in words; a flag names its field."""
+    if not field:
+        return str(fault["msg"])
+    place = origin if origin == flag_of(field) else f"{origin}: {field}"
+    return f"{place}: {fault['msg']}, got {fault['input']!r}"
 
 
 def refuse_ignored(resolved: Resolved[Any], heeded: Container[str], where: str) -> None:

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from cbtqa.errors import DataError
+from cbtqa.errors import DataError, faults_of
 from cbtqa.hub.settings import REPO_ID
 from cbtqa.records import NonEmptyText
 
@@ -147,7 +147,7 @@ def check_front(model: type[DatasetFront | ModelFront], front: dict[str, Any]) -
     try:
         model.model_validate(front)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first = faults_of(error)[0]
         field = ".".join(str(part) for part in first["loc"])
         raise DataError(first["msg"], where=f"README.md:{field}") from None
     return front

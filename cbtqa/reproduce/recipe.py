@@ -20,7 +20,7 @@ from typing import Any, Literal, get_args
 from pydantic import ValidationError
 
 from cbtqa.dataset.settings import BuildSettings
-from cbtqa.errors import ConfigError, DataError, UsageError
+from cbtqa.errors import ConfigError, DataError, UsageError, faults_of
 from cbtqa.files import read_text
 from cbtqa.hub.settings import DatasetSettings
 from cbtqa.judging.run import JudgeSettings
@@ -220,7 +220,7 @@ def _checked(tree: Any, where: str) -> Recipe:
     try:
         return Recipe(backbones=choices.pop("backbones"), stages=choices, **rest)
     except ValidationError as error:
-        told = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        told = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in faults_of(error))
         raise ConfigError("\n".join(f"{where}: {line}" for line in told)) from None
 
 
@@ -235,7 +235,7 @@ def _check_backbone(kind: Kind, name: str, value: Any) -> None:
 
 def _first_fault(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors(include_url=False)[0]
+        first = faults_of(error)[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     hint = f"; {error.hint}" if isinstance(error, UsageError) and error.hint else ""
     return f"{error}{hint}"

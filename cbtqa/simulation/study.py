@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from cbtqa.errors import ConfigError, DataError
+from cbtqa.errors import ConfigError, DataError, faults_of
 from cbtqa.files import read_text
 from cbtqa.llm.chat import Sampling
 from cbtqa.llm.endpoint import checked_url
@@ -415,7 +415,7 @@ def parse_study(value: Mapping[str, Any], where: str) -> StudySettings:
     except ValidationError as error:
         lines = []
         # a list whose items are wrong is also told to be empty: that is no second fault
-        found = error.errors(include_url=False)
+        found = faults_of(error)
         inner = [item["loc"] for item in found]
         for item in found:
             n = len(item["loc"])

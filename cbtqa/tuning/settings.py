@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
-from cbtqa.errors import ConfigError, DataError
+from cbtqa.errors import ConfigError, DataError, faults_of
 from cbtqa.files import read_text
 from cbtqa.plain_values import parse_yaml
 from cbtqa.settings import Resolved, Settings
@@ -232,7 +232,7 @@ def resolve_preset(resolved: Resolved[FinetuneSettings]) -> Resolved[FinetuneSet
         problems = (
             f"{origins.get(str(item['loc'][0]), resolved.values.preset)}: "
             f"{item['loc'][0]}: {item['msg']}, got {item['input']!r}"
-            for item in error.errors(include_url=False)
+            for item in faults_of(error)
         )
         raise ConfigError("\n".join(problems)) from None
     return Resolved(merged, origins)

@@ -80,7 +80,9 @@ def tune(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[float]:
         [one.means for one in ScreenEncoder(Encoder(str(folder)), tuned).means(texts)]
     )
     said = [one for text in texts for one in text.split("。") if one]
-    head = fitting.fit_answer_head(tuned.deviations(means), [int(one == DANGER) for one in said], 13)
+    head = fitting.fit_answer_head(
+        tuned.deviations(means), [int(one == DANGER) for one in said], 13
+    )
     answers = AnswerHead(**head, weighing=OF_ANSWERS)
     replace(tuned, answers=answers).save(folder / module.TUNED_NAME)
     return losses

@@ -145,7 +145,7 @@ def test_what_is_no_address_is_told_once_with_its_field(
 ) -> None:
     assert _run("run", _study(tmp_path, endpoint), "--out", tmp_path / "s") == 3
     said = capsys.readouterr().err
-    assert "arms.0.therapist.endpoint: Value error, expected an address or a preset" in said
+    assert "arms.0.therapist.endpoint: expected an address or a preset" in said
     assert said.count("error: ") == 2, "one for the therapist, one for the patient"
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, StrictBool, StrictInt, StrictStr, ValidationError
 
-from cbtqa.errors import require
+from cbtqa.errors import faults_of, require
 from cbtqa.files import shipped_yaml
 from cbtqa.ratings.answers import Answer, Change, check_change, is_done
 from cbtqa.ratings.rubric import Criterion, Language
@@ -113,7 +113,7 @@ class Form:
         try:
             sent = SentChanges.model_validate_json(body)
         except ValidationError as error:
-            return json_response({"error": error.errors(include_url=False)[0]["msg"]}, 400)
+            return json_response({"error": faults_of(error)[0]["msg"]}, 400)
         with self._saving:
             return self._keep(visit, sent)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, ValidationError
 
-from cbtqa.errors import EndpointError, IncompleteRunError, require
+from cbtqa.errors import EndpointError, IncompleteRunError, faults_of, require
 from cbtqa.files import shipped_yaml
 from cbtqa.metrics.structure import steps_of
 from cbtqa.records import STEP_NAMES, NonEmptyText, Record
@@ -131,7 +131,7 @@ class ChatPage:
         try:
             text = Asked.model_validate_json(body).text.strip()
         except ValidationError as error:
-            return json_response({"error": error.errors(include_url=False)[0]["msg"]}, 400)
+            return json_response({"error": faults_of(error)[0]["msg"]}, 400)
         if not text:
             return json_response({"error": "an empty text"}, 400)
         return json_response(await run_in_threadpool(reply, text))
