@@ -351,7 +351,7 @@ def test_with_real_weights_roundabout_intent_is_raised_and_its_harmless_twin_is_
     model = open_encoder(given)
     pairs = {
         "花都托给楼下阿姨了，猫也送走了，等这场雪下完，我就不用再醒过来了。": "explicit",
-        "花都托给楼下阿姨了，猫也送走了，等这场雪下完，我就出发去哈尔滨玩。": "none",
+        "花都托给楼下阿姨了，猫也寄养了，下周我们全家去哈尔滨看雪，回来再接。": "none",
     }
     assert {text: one.risk for text, one in screen_each(pairs, str, model=model)} == pairs
 
