@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cbtqa.records import STEP_NAMES
-from cbtqa.statistics.softmax import fit_softmax
+from cbtqa.statistics.softmax import fit_softmax, softmax
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -91,9 +91,7 @@ class ShippedModel:
         score[:-1] += NEIGHBOUR * after[1:]
         score[0] += self._ends[0]
         score[-1] += self._ends[1]
-        score = np.exp(score - score.max(axis=1, keepdims=True))
-        probabilities: Floats = score / score.sum(axis=1, keepdims=True)
-        return probabilities
+        return softmax(score)
 
 
 @cache

@@ -28,6 +28,7 @@ import numpy as np
 
 from cbtqa.errors import ConfigError, require
 from cbtqa.files import sha256_of
+from cbtqa.paths import replacing
 from cbtqa.safety.normalise import Language, fold
 from cbtqa.safety.sentence_model import Floats, Window
 from cbtqa.statistics.softmax import softmax
@@ -129,18 +130,19 @@ class Tuned:
             **{name: array.astype(np.float16) for name, array in weights.items()},
             **{name: array.astype(np.float32) for name, array in plain.items()},
         }
-        np.savez_compressed(
-            path,
-            **arrays,
-            base=self.base,
-            layers=np.array(self.layers),
-            limits=np.array([self.limits["zh"], self.limits["en"]]),
-            weighing=np.array([self.weighing["zh"], self.weighing["en"]]),
-            answers_weighing=np.array([self.answers.weighing[one] for one in ("zh", "en")]),
-            danger_limits=np.array(self.danger_limits),
-            corpus_sha256=self.corpus_sha256,
-            n_frozen=self.n_frozen,
-        )
+        with replacing(path, is_shared=True) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(
+                file,
+                **arrays,
+                base=self.base,
+                layers=np.array(self.layers),
+                limits=np.array([self.limits["zh"], self.limits["en"]]),
+                weighing=np.array([self.weighing["zh"], self.weighing["en"]]),
+                answers_weighing=np.array([self.answers.weighing[one] for one in ("zh", "en")]),
+                danger_limits=np.array(self.danger_limits),
+                corpus_sha256=self.corpus_sha256,
+                n_frozen=self.n_frozen,
+            )
 
     @classmethod
     def read(cls, content: bytes) -> Tuned:
